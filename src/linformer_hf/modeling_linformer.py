@@ -1,0 +1,744 @@
+# Copyright 2026 The linformer_hf authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The Linformer encoder and its heads (Wang et al. 2020, arXiv 2006.04768).
+
+    out = softmax(Q K'^T / sqrt(D) + slot bias) V'        cost O(N K) instead of O(N^2)
+
+Everything that is not attention is BERT: post-LN layers, learned positions, BERT's submodule names. What differs:
+
+- Keys and values are shortened from N tokens to K slots (`projection_linformer.py`).
+- Positions count real tokens, and the pooler reads the first real token: padding on either side changes nothing.
+- A loss is a sum over labels divided by `num_items_in_batch` where the caller gives it, in every head. Trainer counts
+  on that under gradient accumulation; a head that took the mean would train with gradients too large.
+- The forward pass never changes the configuration.
+- Bad ids, labels and masks raise a ValueError on the CPU. On an accelerator that check would stall the queue at every
+  step, so there torch's own device-side assertion is left to speak.
+
+Letters: B batch, N length, K slots, H heads, D head size, C hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_linformer import NO_CAUSAL, LinformerConfig
+from .projection_linformer import LinformerProjection, RealTokens
+
+
+def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ignore_index: int | None = None) -> None:
+    """Raise a ValueError if an entry of `ids` lies outside [0, upper). Eager CPU tensors only (see the module's top)."""
+    if ids is None or ids.device.type != "cpu" or is_tracing(ids) or ids.numel() == 0:
+        return
+    bad = (ids < 0) | (ids >= upper)
+    if ignore_index is not None:
+        bad &= ids != ignore_index
+    if bool(bad.any()):
+        allowed = f"0 to {upper - 1}" + (f" or {ignore_index} (ignored)" if ignore_index is not None else "")
+        raise ValueError(f"{name} holds {ids[bad][0].item()}, but {limit} allows {allowed}.")
+
+
+def mean_loss(total: torch.Tensor, count: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None):
+    """`total` (a sum over labels) over the labels of the whole optimizer step if known, else over those seen here."""
+    if num_items_in_batch is None:
+        return total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = -100,
+) -> torch.Tensor:
+    """Mean cross entropy of logits [n, classes] against labels [n], in float32; 0 if every label is ignored."""
+    labels = labels.to(logits.device)
+    total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
+    return mean_loss(total, (labels != ignore_index).sum(), num_items_in_batch)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The paper's equation 7 written out. query [B, H, N, D], key and value [B, H, K, D] -> [B, N, H, D], [B, H, N, K]."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # [B, H, N, K]
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class LinformerEmbeddings(nn.Module):
+    """Word, position and token-type embeddings; positions count the real tokens of a row."""
+
+    def __init__(self, config: LinformerConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        tokens: RealTokens,
+    ) -> torch.Tensor:
+        """-> [B, N, C]. Padded rows of `inputs_embeds` are replaced by zeros: whatever stands there has no effect."""
+        if position_ids is None:
+            position_ids = tokens.place
+        words = tokens.select(inputs_embeds) if inputs_embeds is not None else self.word_embeddings(input_ids)
+        if token_type_ids is None:
+            types = self.token_type_embeddings.weight[0]
+        else:
+            types = self.token_type_embeddings(token_type_ids)
+        embeddings = words + types + self.position_embeddings(position_ids)
+        return self.dropout(self.LayerNorm(embeddings))
+
+
+class LinformerSelfAttention(nn.Module):
+    """Attention of N queries over K slots."""
+
+    def __init__(self, config: LinformerConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_attention_heads = config.num_attention_heads
+        self.attention_head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.attention_head_size**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False  # sdpa would otherwise assume a causal mask where none is given
+
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        # Shared layerwise, the one projection belongs to the encoder and is handed to every layer's forward.
+        shared = config.projection_sharing == "layerwise"
+        self.projection = None if shared else LinformerProjection(config, layer_idx)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        tokens: RealTokens,
+        shared_projection: LinformerProjection | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, N, C] -> [B, N, C], and the attention map [B, H, N, K] where the implementation gives it (eager)."""
+        projection = shared_projection if self.projection is None else self.projection
+        query = projection.split_heads(self.query(hidden_states))  # [B, H, N, D]
+        key, value, slot_bias = projection(hidden_states, self.key, self.value, tokens)  # [B, H, K, D]
+
+        implementation = self.config._attn_implementation
+        if slot_bias is not None and "flash" in (implementation or ""):
+            raise ValueError(
+                f"attn_implementation={implementation!r} takes no bias on slots, which "
+                f"projection_type={projection.projection_type!r} needs for this input (empty slots, or "
+                "log_count_bias). Load the model with attn_implementation='sdpa'."
+            )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            slot_bias,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return output.reshape(*hidden_states.shape).contiguous(), weights
+
+
+class LinformerSelfOutput(nn.Module):
+    def __init__(self, config: LinformerConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + input_tensor)
+
+
+class LinformerAttention(nn.Module):
+    def __init__(self, config: LinformerConfig, layer_idx: int):
+        super().__init__()
+        self.self = LinformerSelfAttention(config, layer_idx)
+        self.output = LinformerSelfOutput(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        tokens: RealTokens,
+        shared_projection: LinformerProjection | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attention_output, _ = self.self(hidden_states, tokens, shared_projection, **kwargs)
+        return self.output(attention_output, hidden_states)
+
+
+class LinformerIntermediate(nn.Module):
+    def __init__(self, config: LinformerConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.intermediate_act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.intermediate_act_fn(self.dense(hidden_states))
+
+
+class LinformerOutput(nn.Module):
+    def __init__(self, config: LinformerConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + input_tensor)
+
+
+class LinformerLayer(GradientCheckpointingLayer):
+    def __init__(self, config: LinformerConfig, layer_idx: int):
+        super().__init__()
+        self.attention = LinformerAttention(config, layer_idx)
+        self.intermediate = LinformerIntermediate(config)
+        self.output = LinformerOutput(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        tokens: RealTokens,
+        shared_projection: LinformerProjection | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attention_output = self.attention(hidden_states, tokens, shared_projection, **kwargs)
+        return self.output(self.intermediate(attention_output), attention_output)
+
+
+class LinformerEncoder(nn.Module):
+    def __init__(self, config: LinformerConfig):
+        super().__init__()
+        self.config = config
+        shared = config.projection_sharing == "layerwise" and config.num_hidden_layers > 0
+        self.projection = LinformerProjection(config) if shared else None
+        self.layer = nn.ModuleList([LinformerLayer(config, i) for i in range(config.num_hidden_layers)])
+
+    def forward(
+        self, hidden_states: torch.Tensor, tokens: RealTokens, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutput:
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, tokens, self.projection, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class LinformerPooler(nn.Module):
+    """BERT's pooler over the first real token, or over the mean of the real tokens (`classifier_pooling`)."""
+
+    def __init__(self, config: LinformerConfig):
+        super().__init__()
+        self.pooling = config.classifier_pooling
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.Tanh()
+
+    def forward(self, hidden_states: torch.Tensor, tokens: RealTokens) -> torch.Tensor:
+        """[B, N, C] -> [B, C]."""
+        pooled = tokens.mean(hidden_states) if self.pooling == "mean" else tokens.first(hidden_states)
+        return self.activation(self.dense(pooled))
+
+
+class LinformerPredictionHeadTransform(nn.Module):
+    def __init__(self, config: LinformerConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.transform_act_fn = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.transform_act_fn(self.dense(hidden_states)))
+
+
+class LinformerLMPredictionHead(nn.Module):
+    def __init__(self, config: LinformerConfig):
+        super().__init__()
+        self.transform = LinformerPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # tied to decoder.bias, as in BERT
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.transform(hidden_states))
+
+
+class LinformerOnlyMLMHead(nn.Module):
+    def __init__(self, config: LinformerConfig):
+        super().__init__()
+        self.predictions = LinformerLMPredictionHead(config)
+
+    def forward(self, sequence_output: torch.Tensor) -> torch.Tensor:
+        return self.predictions(sequence_output)
+
+
+@auto_docstring
+class LinformerPreTrainedModel(PreTrainedModel):
+    config: LinformerConfig
+    base_model_prefix = "linformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LinformerEmbeddings", "LinformerLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": LinformerLayer, "attentions": LinformerSelfAttention}
+    # A masked-LM checkpoint in another head: its LM head is left out on purpose.
+    _keys_to_ignore_on_load_unexpected = [r"^cls\.predictions\."]
+
+    def __init__(self, config: LinformerConfig, *inputs, **kwargs):
+        # Attributes may have been assigned since the configuration was built.
+        config.validate_architecture()
+        super().__init__(config, *inputs, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, LinformerProjection):
+            module.initialize()
+        elif isinstance(module, LinformerLMPredictionHead):
+            init.zeros_(module.bias)
+
+    def get_position_embeddings(self) -> nn.Embedding:
+        """The position embeddings, [N, C]."""
+        return self.base_model.embeddings.position_embeddings
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Make the model read up to `new_num_position_embeddings` tokens.
+
+        Positions and the learned E and F are interpolated linearly along the sequence (for `conv`, the kernel), so a
+        row of E keeps its sum. The projected length K stays. Pooled types have no E: their windows follow by themselves.
+
+        Raises:
+            ValueError: the new N is below a layer's K, or, for `conv`, no multiple of it. The model is unchanged then.
+        """
+        n = new_num_position_embeddings
+        config, base = self.config, self.base_model
+        old = config.max_position_embeddings
+        config.max_position_embeddings = n
+        try:
+            config.validate_architecture()
+        except ValueError:
+            config.max_position_embeddings = old
+            raise
+        positions = base.embeddings.position_embeddings
+        weight = positions.weight.detach()
+        stretched = nn.functional.interpolate(weight.float().T[None], size=n, mode="linear")[0].T
+        base.embeddings.position_embeddings = nn.Embedding.from_pretrained(
+            stretched.to(weight.dtype).contiguous(), freeze=not positions.weight.requires_grad
+        )
+        for module in base.modules():
+            if isinstance(module, LinformerProjection) and module.weight is not None:
+                resized = module.resized(n)
+                if isinstance(module.weight, nn.Parameter):
+                    resized = nn.Parameter(resized, requires_grad=module.weight.requires_grad)
+                module.weight = resized
+
+
+@auto_docstring
+class LinformerModel(LinformerPreTrainedModel):
+    def __init__(self, config: LinformerConfig, add_pooling_layer: bool = True):
+        r"""
+        add_pooling_layer (bool, *optional*, defaults to `True`):
+            Whether to add BERT's pooling layer.
+        """
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        self.embeddings = LinformerEmbeddings(config)
+        self.encoder = LinformerEncoder(config)
+        self.pooler = LinformerPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor] | BaseModelOutputWithPooling:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+        given = input_ids if input_ids is not None else inputs_embeds
+        self._check_inputs(given, attention_mask, kwargs)
+        check_range("input_ids", input_ids, self.embeddings.word_embeddings.num_embeddings, "the vocabulary")
+        check_range("token_type_ids", token_type_ids, self.config.type_vocab_size, "type_vocab_size")
+        check_range("position_ids", position_ids, self.config.max_position_embeddings, "max_position_embeddings")
+
+        tokens = RealTokens.from_mask(attention_mask, given.shape[1], given.device)
+        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, tokens)
+        sequence_output = self.encoder(hidden_states, tokens, **kwargs).last_hidden_state
+        return BaseModelOutputWithPooling(
+            last_hidden_state=sequence_output,
+            pooler_output=self.pooler(sequence_output, tokens) if self.pooler is not None else None,
+        )
+
+    def _check_inputs(self, given: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: dict) -> None:
+        """Refuse what would give a wrong answer: too long an input, a mask of another meaning, decoder arguments."""
+        batch, length = given.shape[:2]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"The input has {length} tokens, but this model reads at most max_position_embeddings="
+                f"{self.config.max_position_embeddings}. Truncate it, or call "
+                f"model.resize_position_embeddings({length}) (and fine-tune)."
+            )
+        for name in ("encoder_hidden_states", "encoder_attention_mask", "past_key_values", "use_cache"):
+            if kwargs.get(name) is not None and kwargs[name] is not False:
+                raise ValueError(f"{name} cannot be used: {NO_CAUSAL}.")
+        if attention_mask is None:
+            return
+        if attention_mask.shape != (batch, length):
+            raise ValueError(
+                f"attention_mask must be [batch, length] = [{batch}, {length}] with 1 on real tokens, got "
+                f"{list(attention_mask.shape)}; a mask of query-key pairs cannot be honoured: {NO_CAUSAL}."
+            )
+        if attention_mask.device.type == "cpu" and not is_tracing(attention_mask):
+            bad = (attention_mask != 0) & (attention_mask != 1)
+            if bool(bad.any()):
+                raise ValueError(
+                    f"attention_mask holds {attention_mask[bad][0].item()}, but only 1 (real token) and 0 (padding) "
+                    "have a meaning; additive masks are not supported."
+                )
+
+
+@auto_docstring
+class LinformerForMaskedLM(LinformerPreTrainedModel):
+    _tied_weights_keys = {
+        "cls.predictions.decoder.weight": "linformer.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+    _keys_to_ignore_on_load_unexpected = [r"^linformer\.pooler\."]
+
+    def __init__(self, config: LinformerConfig):
+        super().__init__(config)
+        self.linformer = LinformerModel(config, add_pooling_layer=False)
+        self.cls = LinformerOnlyMLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.cls.predictions.decoder = new_embeddings
+        self.cls.predictions.bias = new_embeddings.bias
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor] | MaskedLMOutput:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The tokens behind the masks, in `[0, vocab_size)`; -100 elsewhere.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            Labels in the whole optimizer step: what the summed loss is divided by (Trainer passes it).
+        """
+        check_range("labels", labels, self.config.vocab_size, "the vocabulary", ignore_index=-100)
+        outputs = self.linformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        hidden_states = outputs.last_hidden_state
+        if labels is not None and self.training and self.config.sparse_prediction:
+            labelled = labels != -100
+            hidden_states, labels = hidden_states[labelled], labels[labelled]  # [n, C], [n]
+        logits = self.cls(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def classifier_dropout(config: LinformerConfig) -> nn.Dropout:
+    rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+    return nn.Dropout(rate)
+
+
+@auto_docstring
+class LinformerForSequenceClassification(LinformerPreTrainedModel):
+    def __init__(self, config: LinformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.linformer = LinformerModel(config)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor] | SequenceClassifierOutput:
+        r"""
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            Classes in `[0, num_labels)`; floats for regression (`num_labels` = 1, or `problem_type="regression"`);
+            floats of shape `(batch_size, num_labels)` for multi-label classification.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            Labels in the whole optimizer step: what the summed loss is divided by (Trainer passes it).
+        """
+        outputs = self.linformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))  # [B, num_labels]
+        loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
+        problem = self.config.problem_type
+        if problem is None:
+            if self.num_labels == 1:
+                problem = "regression"
+            else:
+                integer = labels.dtype in (torch.long, torch.int)
+                problem = "single_label_classification" if integer else "multi_label_classification"
+        labels = labels.to(logits.device)
+        if problem == "single_label_classification":
+            check_range("labels", labels, self.num_labels, f"num_labels={self.num_labels}", ignore_index=-100)
+            return cross_entropy(logits.view(-1, self.num_labels), labels.view(-1), num_items_in_batch)
+        if labels.numel() != logits.numel():
+            raise ValueError(
+                f"labels of shape {list(labels.shape)} do not fit problem_type={problem!r} with num_labels="
+                f"{self.num_labels}: give one number per row and label, {list(logits.shape)}, or set problem_type."
+            )
+        compare = nn.functional.mse_loss
+        if problem == "multi_label_classification":
+            compare = nn.functional.binary_cross_entropy_with_logits
+        total = compare(logits.float(), labels.view_as(logits).float(), reduction="sum")
+        return mean_loss(total, labels.numel(), num_items_in_batch)
+
+
+@auto_docstring
+class LinformerForTokenClassification(LinformerPreTrainedModel):
+    def __init__(self, config: LinformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.linformer = LinformerModel(config, add_pooling_layer=False)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor] | TokenClassifierOutput:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The class of every token in `[0, num_labels)`; -100 is ignored.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            Labels in the whole optimizer step: what the summed loss is divided by (Trainer passes it).
+        """
+        check_range("labels", labels, self.num_labels, f"num_labels={self.num_labels}", ignore_index=-100)
+        outputs = self.linformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))  # [B, N, num_labels]
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring
+class LinformerForQuestionAnswering(LinformerPreTrainedModel):
+    def __init__(self, config: LinformerConfig):
+        super().__init__(config)
+        self.linformer = LinformerModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor] | QuestionAnsweringModelOutput:
+        r"""
+        start_positions, end_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Index of the answer's first and last token. A position at or beyond the end of the input (an answer that
+            was truncated away) is ignored.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            Answers in the whole optimizer step: what the summed loss is divided by.
+        """
+        outputs = self.linformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)  # [B, N] each
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = start_logits.shape[1]
+            losses = []
+            for name, logits, positions in (
+                ("start_positions", start_logits, start_positions),
+                ("end_positions", end_logits, end_positions),
+            ):
+                check_range(name, positions.clamp(max=length - 1), length, "the input")
+                positions = positions.view(-1).clamp(max=length)
+                losses.append(cross_entropy(logits, positions, num_items_in_batch, ignore_index=length))
+            loss = (losses[0] + losses[1]) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits.contiguous(),
+            end_logits=end_logits.contiguous(),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+@auto_docstring
+class LinformerForMultipleChoice(LinformerPreTrainedModel):
+    def __init__(self, config: LinformerConfig):
+        super().__init__(config)
+        self.linformer = LinformerModel(config)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor] | MultipleChoiceModelOutput:
+        r"""
+        input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
+            Token ids of every choice; `attention_mask`, `token_type_ids` and `position_ids` have the same shape.
+        token_type_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+            0 on the first and 1 on the second sentence of a pair.
+        position_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+            Positions; by default they count the real tokens.
+        inputs_embeds (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length, hidden_size)`, *optional*):
+            Embedded input instead of `input_ids`.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            The right choice, in `[0, num_choices)`.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            Labels in the whole optimizer step: what the summed loss is divided by (Trainer passes it).
+        """
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None:
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+        choices = given.shape[1]
+        check_range("labels", labels, choices, f"num_choices={choices}", ignore_index=-100)
+        flat = [
+            None if tensor is None else tensor.flatten(0, 1)  # [B choices, N, ...]
+            for tensor in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        ]
+        outputs = self.linformer(*flat, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)  # [B, choices]
+        loss = cross_entropy(logits, labels.view(-1), num_items_in_batch) if labels is not None else None
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "LinformerForMaskedLM",
+    "LinformerForMultipleChoice",
+    "LinformerForQuestionAnswering",
+    "LinformerForSequenceClassification",
+    "LinformerForTokenClassification",
+    "LinformerModel",
+    "LinformerPreTrainedModel",
+]

@@ -1,0 +1,299 @@
+# Copyright 2026 The linformer_hf authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""E and F: every way of shortening N keys and values to K slots.
+
+    K' = E (m * X) W_K + b_K        V' = F (m * X) W_V + b_V        (the paper's equation 7, with a mask)
+
+What differs from other implementations of the paper:
+
+- The mask m acts before the projection, so padding never reaches a slot. A learned E is indexed by a token's place
+  among the real tokens, and windows follow each row's real length, so the side of the padding does not matter either.
+- Biases come after compression: b_K is invisible to the softmax and b_V is added once, as in BERT.
+- E (X W) = (E X) W, and the cheaper side is computed: where the heads share E, K rows are projected instead of N.
+
+Letters: B batch, N length, K slots, H heads, D head size, C = H D hidden size, S distinct matrices (2: E and F; 1:
+E = F), w window.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.utils.import_utils import is_tracing
+
+from .configuration_linformer import POOLED_TYPES, LinformerConfig
+
+
+class RealTokens(NamedTuple):
+    """Where the real tokens of a batch stand.
+
+    Attributes:
+        mask: [B, N] bool, True on real tokens; None where every token is real.
+        place: [B, N] int, how many real tokens stand before this one ([1, N] without a mask).
+        length: [B] int, real tokens in each row ([1] without a mask).
+        order: [B, N] int, indices that bring the real tokens of each row to its front; None where they stand there.
+    """
+
+    mask: torch.Tensor | None
+    place: torch.Tensor
+    length: torch.Tensor
+    order: torch.Tensor | None
+
+    @classmethod
+    def from_mask(cls, mask: torch.Tensor | None, length: int, device: torch.device) -> "RealTokens":
+        """`mask`: [B, N], nonzero on real tokens, or None for rows of `length` real tokens."""
+        if mask is not None and not is_tracing(mask) and bool(mask.all()):
+            mask = None
+        if mask is None:
+            place = torch.arange(length, device=device)[None]
+            return cls(None, place, torch.full((1,), length, device=device), None)
+        mask = mask.bool()
+        place = mask.long().cumsum(-1) - mask.long()
+        real = mask.sum(-1)
+        if not is_tracing(mask) and bool((mask == (torch.arange(length, device=device) < real[:, None])).all()):
+            return cls(mask, place, real, None)
+        return cls(mask, place, real, torch.argsort((~mask).long(), dim=-1, stable=True))
+
+    def select(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[B, N, C] with zeros at padding. A `where`, not a product: 0 * NaN is NaN."""
+        if self.mask is None:
+            return hidden_states
+        return torch.where(self.mask[..., None], hidden_states, hidden_states.new_zeros(()))
+
+    def to_front(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[B, N, C] with the real tokens of each row first, in their order, and zeros behind them."""
+        if self.order is None:
+            return self.select(hidden_states)
+        index = self.order[..., None].expand(-1, -1, hidden_states.shape[-1])
+        filled = torch.arange(self.order.shape[-1], device=self.order.device) < self.length[:, None]
+        return torch.where(filled[..., None], hidden_states.gather(1, index), hidden_states.new_zeros(()))
+
+    def first(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[B, C]: the first real token of each row (token 0 of a row that has none)."""
+        if self.order is None:
+            return hidden_states[:, 0]
+        index = self.order[:, :1, None].expand(-1, -1, hidden_states.shape[-1])
+        return hidden_states.gather(1, index)[:, 0]
+
+    def mean(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[B, C]: the mean over the real tokens (zeros for a row that has none)."""
+        total = self.select(hidden_states).sum(1, dtype=torch.float32)
+        return (total / self.length.clamp(min=1)[:, None]).to(hidden_states.dtype)
+
+
+def adaptive_slots(tokens: RealTokens, slots: int, boundary: bool) -> torch.Tensor:
+    """The slot of every token, [B, N] int, in windows that follow each row's real length.
+
+    Token p of a row with l real tokens falls in slot p if l <= K (attention is then exact), else in floor(p K / l).
+    With `boundary`, the first and the last real token of a longer row have slots 0 and K - 1 to themselves.
+    """
+    place, length = tokens.place, tokens.length[:, None]
+    if boundary:
+        inner = 1 + (place - 1) * (slots - 2) // (length - 2).clamp(min=1)
+        inner = torch.where(place == 0, 0, inner)
+        pooled = torch.where(place == length - 1, slots - 1, inner)
+    else:
+        pooled = place * slots // length.clamp(min=1)
+    return torch.where(length <= slots, place, pooled)
+
+
+class LinformerProjection(nn.Module):
+    """Shortens the keys and values of one layer (or, shared layerwise, of all layers) from N to K slots.
+
+    `weight` (a parameter, or a buffer of the same name where it is not trained):
+
+    - `linear`, `fixed`: [S, K, N], or [2, H, K, N] where each head has its own (`projection_sharing="none"`).
+    - `conv`: [S, w, C] with w = N / K. It weighs the layer's input; with `projection_sharing="none"` it weighs each
+      head's own projected keys and values, so no kernel is shared between heads.
+    - `mean_pool`, `max_pool`: none.
+    """
+
+    def __init__(self, config: LinformerConfig, layer_idx: int = 0):
+        super().__init__()
+        self.projection_type = config.projection_type
+        self.init = config.projection_init
+        self.slots = config.projected_lengths[layer_idx]
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.per_head = config.projection_sharing == "none"
+        self.boundary = config.boundary_slots
+        self.log_count = config.log_count_bias
+        self.weight: torch.Tensor | None
+        if self.projection_type in POOLED_TYPES:
+            self.weight = None
+            return
+        matrices = 1 if config.projection_sharing in ("key_value", "layerwise") else 2
+        n = config.max_position_embeddings
+        if self.projection_type == "conv":
+            shape = (matrices, n // self.slots, config.hidden_size)
+        else:
+            shape = (matrices, *([self.num_heads] if self.per_head else []), self.slots, n)
+        if self.projection_type == "fixed" or config.freeze_projection:
+            self.register_buffer("weight", torch.empty(shape))
+        else:
+            self.weight = nn.Parameter(torch.empty(shape))
+
+    def initialize(self) -> None:
+        """Start `weight` as `projection_init` says. Goes through transformers' initialisers, which skip loaded tensors."""
+        if self.weight is None:
+            return
+        rows, columns = self.weight.shape[-2:]
+        # E is [K, N]; the kernel of `conv`, [w, C], holds w taps for every channel.
+        fan_in, fan_out = (rows, rows) if self.projection_type == "conv" else (columns, rows)
+        if self.init == "normal":
+            init.normal_(self.weight, std=1 / math.sqrt(fan_out))
+        elif self.init == "xavier":
+            bound = math.sqrt(6 / (fan_in + fan_out)) / math.sqrt(2)
+            init.uniform_(self.weight, -bound, bound)
+        elif self.projection_type == "conv":
+            init.constant_(self.weight, 1 / rows)
+        else:
+            slot = torch.arange(columns, device=self.weight.device) * rows // columns
+            windows = (slot == torch.arange(rows, device=self.weight.device)[:, None]).to(self.weight.dtype)
+            init.copy_(self.weight, (windows / windows.sum(-1, keepdim=True)).expand_as(self.weight))
+
+    def resized(self, n: int) -> torch.Tensor | None:
+        """`weight` for inputs of `n` tokens, interpolated along the sequence; every row of E keeps its sum."""
+        if self.weight is None:
+            return None
+        weight = self.weight.detach().float()
+        if self.projection_type == "conv":  # [S, w, C] -> [S, C, w]
+            taps, new_taps = weight.shape[1], n // self.slots
+            stretched = nn.functional.interpolate(weight.transpose(1, 2), size=new_taps, mode="linear")
+            return (stretched.transpose(1, 2) * (taps / new_taps)).to(self.weight.dtype)
+        flat = weight.flatten(0, -2)[:, None]  # [S H K, 1, N]
+        stretched = nn.functional.interpolate(flat, size=n, mode="linear")
+        scale = flat.sum(-1, keepdim=True) / stretched.sum(-1, keepdim=True)
+        # A row that sums to almost nothing has no sum to keep: use the ratio of lengths there, as for a constant row.
+        ratio = weight.shape[-1] / n
+        scale = torch.where((scale / ratio - 1).abs() < 0.5, scale, ratio)
+        return (stretched * scale).view(*weight.shape[:-1], n).to(self.weight.dtype)
+
+    def forward(
+        self, hidden_states: torch.Tensor, key: nn.Module, value: nn.Module, tokens: RealTokens
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Project and shorten.
+
+        Args:
+            hidden_states: the layer's input X, [B, N, C].
+            key, value: the layer's maps W_K, b_K and W_V, b_V, [.., C] -> [.., C].
+            tokens: where the real tokens stand.
+
+        Returns:
+            K' and V', each [B, H, K, D], and a bias on the slots' logits, [B or 1, 1, 1, K], or None if all are 0.
+        """
+        if self.projection_type in ("linear", "fixed"):
+            slot, slot_bias = None, None  # every row of E reaches the first token already: no slot is empty
+        elif self.projection_type == "conv":
+            slot = tokens.place // self.weight.shape[1]
+            slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
+        else:
+            slot = adaptive_slots(tokens, self.slots, self.boundary)
+            slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
+
+        if self.per_head:
+            keys, values = (
+                self.compress_heads(linear, hidden_states, tokens, slot, self.weight[i])
+                for i, linear in enumerate((key, value))
+            )
+        else:
+            compressed = self.compress(hidden_states, tokens, slot)  # [B, S, K, C]
+            keys, values = self.split_heads(key(compressed[:, 0])), self.split_heads(value(compressed[:, -1]))
+        return keys, values, slot_bias
+
+    def compress(self, hidden_states: torch.Tensor, tokens: RealTokens, slot: torch.Tensor | None) -> torch.Tensor:
+        """E X and F X where the heads share them: [B, N, C] -> [B, S, K, C]."""
+        batch, length, channels = hidden_states.shape
+        if slot is None:
+            stacked = self.columns(self.weight, length).flatten(0, 1)  # [S K, N]: E and F in one product
+            compressed = torch.matmul(stacked, tokens.to_front(hidden_states))  # [B, S K, C]
+            return compressed.view(batch, -1, self.slots, channels)
+        if self.projection_type == "max_pool":
+            return self.max_pool(hidden_states, tokens, slot)[:, None]
+        windows = self.windows(slot, tokens)[:, None]  # [B or 1, 1, K, N]
+        selected = tokens.select(hidden_states)[:, None]  # [B, 1, N, C]
+        if self.projection_type == "conv":
+            taps = self.weight[:, tokens.place % self.weight.shape[1]]  # [S, B or 1, N, C]
+            selected = selected * taps.transpose(0, 1)  # [B, S, N, C]
+            return torch.matmul(windows.to(selected.dtype), selected)
+        count = windows.sum(-1, keepdim=True).clamp(min=1)
+        return torch.matmul((windows / count).to(selected.dtype), selected)
+
+    def compress_heads(
+        self,
+        linear: nn.Module,
+        hidden_states: torch.Tensor,
+        tokens: RealTokens,
+        slot: torch.Tensor | None,
+        weight: torch.Tensor,
+    ) -> torch.Tensor:
+        """E_h (X W_h) + b_h where every head has its own E: projecting first costs less. [B, N, C] -> [B, H, K, D]."""
+        bias = linear.bias
+        projected = linear(hidden_states) - bias  # the bias belongs after compression; [B, N, C]
+        if slot is None:
+            heads = self.split_heads(tokens.to_front(projected))  # [B, H, N, D]
+            compressed = torch.matmul(self.columns(weight, heads.shape[2]), heads)  # [H, K, N] x [B, H, N, D]
+        else:
+            taps = weight[tokens.place % weight.shape[0]]  # [B or 1, N, C]
+            weighed = tokens.select(projected) * taps
+            compressed = self.split_heads(torch.matmul(self.windows(slot, tokens).to(weighed.dtype), weighed))
+        return compressed + bias.view(self.num_heads, 1, self.head_dim)
+
+    @staticmethod
+    def columns(weight: torch.Tensor, length: int) -> torch.Tensor:
+        """The first `length` columns of E: what a shorter input uses, as in the official code."""
+        if torch.compiler.is_exporting():  # a slice would be specialised to length < N: its strides tell them apart
+            return weight.index_select(-1, torch.arange(length, device=weight.device))
+        return weight[..., :length]
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """[B, n, C] -> [B, H, n, D]."""
+        return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+
+    def windows(self, slot: torch.Tensor, tokens: RealTokens) -> torch.Tensor:
+        """[B or 1, K, N] float32, 1 where a real token falls in a slot."""
+        inside = slot[:, None] == torch.arange(self.slots, device=slot.device)[:, None]
+        if tokens.mask is not None:
+            inside = inside & tokens.mask[:, None]
+        return inside.float()
+
+    def max_pool(self, hidden_states: torch.Tensor, tokens: RealTokens, slot: torch.Tensor) -> torch.Tensor:
+        """[B, N, C] -> [B, K, C], 0 in empty slots. Padding goes to a slot K that is dropped."""
+        batch, _, channels = hidden_states.shape
+        if tokens.mask is not None:
+            slot = torch.where(tokens.mask, slot, self.slots)
+        index = slot[..., None].expand(batch, -1, channels)
+        pooled = hidden_states.new_zeros(batch, self.slots + 1, channels)
+        return pooled.scatter_reduce(1, index, hidden_states, "amax", include_self=False)[:, : self.slots]
+
+    def slot_bias(self, slot: torch.Tensor, tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor | None:
+        """[B or 1, 1, 1, K]: the lowest finite number on empty slots, else log(count) or 0.
+
+        A row without a real token has only empty slots, all of them zero vectors; it gets no bias, so its softmax is
+        uniform and its output finite.
+        """
+        if tokens.mask is None and not self.log_count and not torch.compiler.is_exporting():
+            length = slot.shape[-1]  # rows of `length` real tokens: does the last of them fall in the last slot?
+            last = (length - 1) // self.weight.shape[1] if self.projection_type == "conv" else length - 1
+            if last >= self.slots - 1:
+                return None
+        count = self.windows(slot, tokens).sum(-1)  # [B or 1, K]
+        bias = count.clamp(min=1).log() if self.log_count else torch.zeros_like(count)
+        bias = bias.masked_fill((count == 0) & (tokens.length > 0)[:, None], torch.finfo(dtype).min)
+        return bias.to(dtype)[:, None, None]
+
+
+__all__ = ["LinformerProjection", "RealTokens"]
