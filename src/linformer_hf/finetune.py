@@ -1,0 +1,210 @@
+"""`linformer-hf finetune RECIPE.yaml`: sequence classification through Trainer.
+
+A recipe has the sections `model` (FinetuneModel), `data` (TaskData) and `training` (TrainingArguments, verbatim). The
+validation slice guides the training; the test rows are read once, at the end, and are what results.json reports.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from . import results
+from .data.metrics import build_compute_metrics
+from .data.tasks import LoadedTask, TaskData, load_task, tokenize_task
+from .recipe import load_recipe
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FinetuneModel:
+    """Section `model` of a fine-tuning recipe.
+
+    Args:
+        checkpoint: folder or Hub name of a pretrained encoder (a Linformer, or any other that has a classification head).
+        random_weights: take only the checkpoint's configuration and tokenizer; what pretraining gains is the difference.
+        revision: commit, branch or tag of a Hub repository.
+        hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout, classifier_pooling: override the
+            checkpoint's configuration where given.
+        trust_remote_code: run the modelling code that a checkpoint brings. Not needed for Linformers.
+    """
+
+    checkpoint: str
+    random_weights: bool = False
+    revision: str | None = None
+    hidden_dropout_prob: float | None = None
+    attention_probs_dropout_prob: float | None = None
+    classifier_dropout: float | None = None
+    classifier_pooling: str | None = None
+    trust_remote_code: bool = False
+
+    def overrides(self) -> dict[str, Any]:
+        """Configuration fields that the recipe sets."""
+        fields = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "classifier_pooling")
+        return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+
+
+def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The checkpoint (or its architecture with random weights) with a head for the task, and its tokenizer."""
+    source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(model.checkpoint, **source)
+    if task.label_names is None:
+        head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    else:
+        head = {
+            "id2label": dict(enumerate(task.label_names)),
+            "label2id": {name: i for i, name in enumerate(task.label_names)},
+        }
+    config = AutoConfig.from_pretrained(model.checkpoint, **source, **head, **model.overrides())
+    if model.random_weights:
+        return AutoModelForSequenceClassification.from_config(config), tokenizer
+    loaded = AutoModelForSequenceClassification.from_pretrained(model.checkpoint, config=config, **source)
+    return loaded, tokenizer
+
+
+def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+    """Fine-tune and test as the recipe says.
+
+    Args:
+        recipe_path: YAML file.
+        overrides: `section.key=value`, applied over the file.
+        resume: continue the last whole checkpoint in `training.output_dir`.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        RecipeError: an unknown key or a value of the wrong type.
+        FileExistsError: the folder is not empty and `resume` is False.
+        ValueError, FileNotFoundError, ConnectionError: the task or the checkpoint cannot be read; the message says why.
+    """
+    started = time.time()
+    recipe = load_recipe(
+        recipe_path, overrides, {"model": FinetuneModel, "data": TaskData, "training": TrainingArguments}
+    )
+    model_section: FinetuneModel = recipe.build("model")
+    data: TaskData = recipe.build("data")
+    arguments: TrainingArguments = recipe.build("training")
+    folder = results.open_run(arguments.output_dir, recipe.raw, resume)
+
+    set_seed(arguments.seed)
+    with arguments.main_process_first(desc="preparing the task"):
+        task = load_task(data)
+        model, tokenizer = load_model(model_section, task)
+        limit = getattr(model.config, "max_position_embeddings", None)
+        if limit is not None and data.max_length is not None and data.max_length > limit:
+            raise ValueError(
+                f"data.max_length={data.max_length} is longer than the checkpoint reads "
+                f"(max_position_embeddings={limit}). Lower it, or resize the checkpoint's positions first."
+            )
+        splits = tokenize_task(task, tokenizer, data.max_length or limit)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=build_compute_metrics(task),
+    )
+    checkpoint = results.last_whole_checkpoint(folder) if resume else None
+    if resume:
+        logger.warning("Resuming from %s.", checkpoint or "the beginning: there is no whole checkpoint yet")
+    trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    validated = trainer.evaluate(splits["validation"])
+    tested = trainer.evaluate(splits["test"], metric_key_prefix="test")
+    results.save_final(trainer, folder)
+    if trainer.is_world_process_zero():
+        report(trainer, folder, recipe.raw, task, {**trained, **validated, **tested}, time.time() - started)
+        print(f"Fine-tuned model, curve and {results.RESULTS_FILE}: {folder.resolve()}")
+    return folder
+
+
+def report(
+    trainer: Trainer,
+    folder: Path,
+    recipe: dict[str, Any],
+    task: LoadedTask,
+    metrics: dict[str, float],
+    seconds: float,
+) -> None:
+    """results.json, curve.png and README.md."""
+    args = trainer.args
+    named = {name: metrics[f"test_{name}"] for name in task.metrics}
+    content = {
+        "verb": "finetune",
+        "recipe": recipe,
+        **results.environment(args.seed, args.device, results.training_dtype(trainer)),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "task": task.name,
+        "data": task.counts,
+        "steps": trainer.state.global_step,
+        "metrics": {
+            **{f"test_{name}": value for name, value in named.items()},
+            "test_rows": len(task.test),
+            **{f"validation_{name}": metrics[f"eval_{name}"] for name in task.metrics},
+            "validation_rows": len(task.validation),
+        },
+        "baselines": task.baselines,
+        "train_seconds": metrics["train_runtime"],
+        "train_rows_per_second": metrics["train_samples_per_second"],
+        "wall_seconds": seconds,
+        "peak_memory_mib": results.peak_memory_mib(args.device),
+        "history": trainer.state.log_history,
+    }
+    model = recipe["model"]
+    start = "random weights" if model.get("random_weights") else "pretrained weights"
+    title = f"{task.name}, from {start}"
+    results.plot_curve(folder / results.CURVE_FILE, trainer.state.log_history, title)
+    results.write_text(folder / results.CARD_FILE, card(content, title))
+    results.write_json(folder / results.RESULTS_FILE, content)
+
+
+def card(content: dict[str, Any], title: str) -> str:
+    metrics, task = content["metrics"], content["task"]
+    rows = {name.replace("_", " "): value for name, value in metrics.items()}
+    rows |= {f"baseline: {name.replace('_', ' ')}": value for name, value in content["baselines"].items()}
+    rows |= {"wall time, s": content["wall_seconds"], "peak memory, MiB": content["peak_memory_mib"]}
+    evaluated = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=task,
+            dataset_name=task,
+            metric_type=name.removeprefix("test_"),
+            metric_value=value,
+        )
+        for name, value in metrics.items()
+        if name.startswith("test_") and name != "test_rows"
+    ]
+    return results.model_card(
+        title=title,
+        summary=(
+            f"`{content['recipe']['model']['checkpoint']}` fine-tuned on `{task}` for {content['steps']:,} steps."
+        ),
+        metrics=rows,
+        notes="The test rows were read once, after training; validation is a part of the training rows.",
+        limits=(
+            "It has learned this task from these rows and no other. It has not been tested for bias or safety; do not "
+            "use it for decisions about people."
+        ),
+        auto_class="AutoModelForSequenceClassification",
+        pipeline_tag="text-classification",
+        results=evaluated,
+    )

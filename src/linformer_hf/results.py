@@ -1,0 +1,298 @@
+"""What a run leaves behind: a folder that `from_pretrained` loads, results.json, a curve and a model card.
+
+Every file is written beside its place and then renamed, and results.json comes last: a folder that has it is whole.
+"""
+
+import json
+import logging
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import SafetensorError, safe_open
+from transformers import Trainer
+
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
+RECIPE_FILE = "recipe.json"
+CURVE_FILE = "curve.png"
+CARD_FILE = "README.md"
+PACKAGES = ("linformer_hf", "torch", "transformers", "datasets", "tokenizers", "accelerate", "evaluate", "numpy")
+
+CARD_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ summary }}
+
+## Measured
+
+{{ table }}
+
+{{ notes }}
+
+![training curve](curve.png)
+
+## Use
+
+```python
+from transformers import AutoTokenizer, {{ auto_class }}
+
+tokenizer = AutoTokenizer.from_pretrained("<this folder or repository>")
+model = {{ auto_class }}.from_pretrained("<this folder or repository>", trust_remote_code=True)
+```
+
+With the package `linformer_hf` installed, `import linformer_hf` replaces `trust_remote_code=True`.
+
+## Limits
+
+{{ limits }}
+
+Everything that was run is in `results.json`: recipe, versions, seed, data counts, metrics.
+"""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text beside `path`, then rename: a reader never sees half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) -> Path:
+    """The run's folder, with recipe.json in it.
+
+    Args:
+        recipe: the sections of the recipe, JSON-able.
+        resume: continue in a folder that holds an interrupted run of the same recipe.
+
+    Raises:
+        FileExistsError: the folder holds something and `resume` is False, or it holds a finished run.
+        ValueError: `resume` with another `model` or `data` section than the interrupted run had.
+    """
+    if not output_dir:
+        raise ValueError("training.output_dir is missing: name the folder that the run may fill.")
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"training.output_dir {folder} is a file; name a folder.")
+    if not is_main_process():
+        return folder
+    if (folder / RESULTS_FILE).exists():
+        raise FileExistsError(
+            f"{folder} holds a finished run ({RESULTS_FILE} is there). Choose another training.output_dir, or delete it."
+        )
+    recipe = json.loads(json.dumps(recipe, default=str))
+    if folder.exists() and any(folder.iterdir()):
+        if not resume:
+            raise FileExistsError(
+                f"{folder} is not empty. Choose another training.output_dir, add --resume to continue the run in it, "
+                "or delete it."
+            )
+        if (folder / RECIPE_FILE).exists():
+            before = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+            for section in ("model", "data"):
+                if before.get(section) != recipe.get(section):
+                    raise ValueError(
+                        f"--resume: section {section!r} differs from the interrupted run in {folder}: "
+                        f"{before.get(section)} then, {recipe.get(section)} now. Use the same recipe, or another "
+                        "training.output_dir."
+                    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECIPE_FILE, recipe)
+    return folder
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest `checkpoint-<step>` that was written to its end, or None. Half-written ones are named in the log."""
+    steps = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.rpartition("-")[2].isdigit()]
+    for checkpoint in sorted(steps, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        problem = _incomplete(checkpoint)
+        if problem is None:
+            return checkpoint
+        logger.warning("Skipping %s: %s.", checkpoint, problem)
+    return None
+
+
+def _incomplete(checkpoint: Path) -> str | None:
+    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
+        if not (checkpoint / name).exists():
+            return f"{name} is missing"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        weights = list(checkpoint.glob("*.safetensors"))
+        for path in weights:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+    except (SafetensorError, ValueError, OSError) as error:
+        return f"it cannot be read ({error})"
+    return None if weights else "it holds no *.safetensors"
+
+
+def environment(seed: int, device: torch.device, dtype: str) -> dict[str, Any]:
+    """Versions, revision, machine, seed: what somebody needs to run it again."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed as a package"
+    return {
+        "versions": versions,
+        "revision": _revision(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "dtype": dtype,
+        "seed": seed,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _revision() -> str | None:
+    """The commit of the checkout this package runs from, with a mark if it has uncommitted changes; None elsewhere."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        # Only a tracked source file tells that the repository around it is this project's.
+        subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name],
+            check=True,
+            capture_output=True,
+        )
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory in MiB: allocated on the accelerator, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def training_dtype(trainer: Trainer) -> str:
+    args = trainer.args
+    return "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else str(trainer.model.dtype)[6:]
+
+
+def plot_curve(
+    path: Path, history: Sequence[Mapping[str, float]], title: str, lines: Mapping[str, float] | None = None
+) -> None:
+    """Training and validation loss against optimizer steps as PNG; `lines` are horizontal, such as a baseline."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    train = [(row["step"], row["loss"]) for row in history if "loss" in row]
+    valid = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
+    if train:
+        axes.plot(*zip(*train, strict=True), label="training", linewidth=1.2)
+    if valid:
+        axes.plot(*zip(*valid, strict=True), label="validation", marker="o", markersize=3.5)
+    for label, height in (lines or {}).items():
+        axes.axhline(height, linestyle="--", linewidth=1, color="gray", label=f"{label} ({height:.3f})")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats)", title=title)
+    axes.grid(alpha=0.3)
+    if train or valid or lines:
+        axes.legend()
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    figure.savefig(beside, dpi=120)
+    plt.close(figure)
+    os.replace(beside, path)
+
+
+def format_number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(format_number(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def model_card(
+    *,
+    title: str,
+    summary: str,
+    metrics: Mapping[str, Any],
+    notes: str,
+    limits: str,
+    auto_class: str,
+    pipeline_tag: str,
+    datasets: Sequence[str] | None = None,
+    results: list[EvalResult] | None = None,
+) -> str:
+    """The README.md of a checkpoint, with the Hub's metadata block. `metrics` becomes the table, in order."""
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        tags=["linformer", "efficient-attention"],
+        datasets=list(datasets) if datasets else None,
+        model_name=title if results else None,
+        eval_results=results,
+    )
+    table = markdown_table(["", ""], list(metrics.items()))
+    card = ModelCard.from_template(
+        data,
+        template_str=CARD_TEMPLATE,
+        title=title,
+        summary=summary,
+        table=table,
+        notes=notes,
+        limits=limits,
+        auto_class=auto_class,
+    )
+    return str(card)
+
+
+def save_final(trainer: Trainer, folder: Path) -> None:
+    """Model, tokenizer and custom code into `folder`: written to a folder inside it first, then moved file by file."""
+    beside = folder / ".final"
+    trainer.save_model(str(beside))  # every process takes part: a sharded model is gathered here
+    if not trainer.is_world_process_zero():
+        return
+    for path in sorted(beside.iterdir()):
+        os.replace(path, folder / path.name)
+    shutil.rmtree(beside)
+
+
+def throughput(metrics: Mapping[str, float], tokens: int, seconds: float) -> dict[str, float]:
+    """Wall time in seconds and trained tokens per second (padding counts: it is what the machine worked on)."""
+    runtime = metrics["train_runtime"]
+    return {
+        "train_seconds": runtime,
+        "wall_seconds": seconds,
+        "trained_tokens": tokens,
+        "tokens_per_second": tokens / runtime if runtime else 0.0,
+    }

@@ -1,0 +1,182 @@
+"""The paper in plain loops: one Linformer encoder, one row at a time, one head at a time, one slot at a time.
+
+Written from the formulae (Wang et al. 2020, equation 7 and section 4) and not from the model's code; every test that
+says "equals the reference" means this file. It sees the real tokens of a row only, so padding cannot reach it.
+Everything is differentiable, so gradients are compared as well as outputs.
+
+Letters: l real tokens of the row, N = max_position_embeddings, K slots, C hidden size, H heads, D = C / H.
+
+At the end: the table of all projection options and the tiny models that the tests compare with the formulae.
+"""
+
+import itertools
+import math
+
+import torch
+
+from linformer_hf import LinformerConfig, LinformerModel
+
+
+def slots_of_windows(config, k: int, length: int) -> list[list[int]]:
+    """The tokens of every slot (mean_pool, max_pool); tokens beyond the windows do not exist, slots may be empty."""
+    slots: list[list[int]] = [[] for _ in range(k)]
+    for t in range(length):
+        if length <= k:
+            slot = t
+        elif not config.boundary_slots:
+            slot = math.floor(t * k / length)
+        elif t in (0, length - 1):
+            slot = 0 if t == 0 else k - 1
+        else:
+            slot = 1 + math.floor((t - 1) * (k - 2) / (length - 2))
+        slots[slot].append(t)
+    return slots
+
+
+def compress(config, weight, k: int, which: int, head: int, x):
+    """X [l, C] -> the K compressed rows (None where no real token reaches the slot) and their logit biases."""
+    length, rows, biases = x.shape[0], [], []
+    if config.projection_type in ("linear", "fixed"):
+        both = weight[:, head] if config.projection_sharing == "none" else weight  # E and F, or the one E = F
+        e = both[min(which, len(both) - 1)]
+        for slot in range(k):  # a slot whose weights for every real token are exactly 0 is empty
+            reached = any(matrix[slot, t] != 0 for matrix in both for t in range(length))
+            rows.append(sum(e[slot, t] * x[t] for t in range(length)) if reached else None)
+        return rows, [0.0] * k
+    if config.projection_type == "conv":
+        kernel, width = weight[min(which, len(weight) - 1)], config.max_position_embeddings // k
+        slots = [[t for t in range(s * width, (s + 1) * width) if t < length] for s in range(k)]
+    else:
+        slots = slots_of_windows(config, k, length)
+    for slot, tokens in enumerate(slots):
+        if not tokens:
+            rows.append(None)
+        elif config.projection_type == "conv":
+            rows.append(sum(x[t] * kernel[t - slot * width] for t in tokens))
+        elif config.projection_type == "mean_pool":
+            rows.append(sum(x[t] for t in tokens) / len(tokens))
+        else:
+            rows.append(torch.stack([x[t] for t in tokens]).amax(0))
+        biases.append(math.log(len(tokens)) if config.log_count_bias and tokens else 0.0)
+    return rows, biases
+
+
+def attention(config, p, name: str, weight, k: int, x):
+    """softmax(Q K'^T / sqrt(D) + slot bias) V' with K' = (E X) W_K + b_K and V' = (F X) W_V + b_V: [l, C]."""
+    size, heads = config.hidden_size // config.num_attention_heads, []
+    kernels_on_projections = config.projection_type == "conv" and config.projection_sharing == "none"
+    for head in range(config.num_attention_heads):
+        columns = slice(head * size, (head + 1) * size)  # this head's D of the C channels
+        q = x @ p[f"{name}.query.weight"][columns].T + p[f"{name}.query.bias"][columns]  # [l, D]
+        short = []
+        for which, part in enumerate(("key", "value")):
+            w, b = p[f"{name}.{part}.weight"], p[f"{name}.{part}.bias"]
+            if kernels_on_projections:  # per-head kernels: they see X W_K, still without the bias
+                rows, biases = compress(config, weight, k, which, head, x @ w.T)
+                rows = [None if row is None else row[columns] for row in rows]
+            else:
+                rows, biases = compress(config, weight, k, which, head, x)
+                rows = [None if row is None else row @ w[columns].T for row in rows]
+            short.append([None if row is None else row + b[columns] for row in rows])
+        live = [slot for slot in range(k) if short[0][slot] is not None]
+        logits = torch.stack([q @ short[0][s] / math.sqrt(size) + biases[s] for s in live], dim=1)  # [l, live slots]
+        heads.append(logits.softmax(1) @ torch.stack([short[1][s] for s in live]))  # [l, D]
+    return torch.cat(heads, dim=1)
+
+
+def layer_norm(config, p, name: str, x):
+    centred = x - x.mean(1, keepdim=True)
+    variance = centred.pow(2).mean(1, keepdim=True)
+    return centred / (variance + config.layer_norm_eps).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def encode_row(config, p, ids, types=None, embeddings=None):
+    """Token ids of one row's real tokens [l] -> [embeddings, layer 1, ..., layer L], each [l, C].
+
+    `p` maps the base model's names to tensors (`dict(model.named_parameters())` plus its buffers); `embeddings` [l, C]
+    replaces the word embeddings of `ids`.
+    """
+
+    def dense(name, x):
+        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+    words = p["embeddings.word_embeddings.weight"][ids] if embeddings is None else embeddings
+    types = torch.zeros(len(words), dtype=torch.long) if types is None else types
+    x = words + p["embeddings.position_embeddings.weight"][: len(words)]
+    x = x + p["embeddings.token_type_embeddings.weight"][types]
+    states = [layer_norm(config, p, "embeddings.LayerNorm", x)]
+    for i in range(config.num_hidden_layers):
+        x, name = states[-1], f"encoder.layer.{i}"
+        k = config.projected_length if isinstance(config.projected_length, int) else config.projected_length[i]
+        layerwise = config.projection_sharing == "layerwise"
+        weight = p.get("encoder.projection.weight" if layerwise else f"{name}.attention.self.projection.weight")
+        mixed = dense(f"{name}.attention.output.dense", attention(config, p, f"{name}.attention.self", weight, k, x))
+        x = layer_norm(config, p, f"{name}.attention.output.LayerNorm", x + mixed)
+        inner = dense(f"{name}.intermediate.dense", x)
+        inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2  # GELU
+        states.append(layer_norm(config, p, f"{name}.output.LayerNorm", x + dense(f"{name}.output.dense", inner)))
+    return states
+
+
+SHARINGS = ("none", "headwise", "key_value", "layerwise")
+INITS = ("normal", "xavier", "mean_pool")
+# Every projection with every way of sharing (learned types) or every window option (pooled types).
+SHAPES = [
+    *({"projection_type": t, "projection_sharing": s} for t, s in itertools.product(("linear", "fixed", "conv"), SHARINGS)),
+    *(
+        {"projection_type": t, "log_count_bias": bias, "boundary_slots": boundary}
+        for t, bias, boundary in itertools.product(("mean_pool", "max_pool"), (False, True), (False, True))
+    ),
+]
+# ... and with every initialisation.
+VARIANTS = [
+    {**shape, **({"projection_init": start} if start else {})}
+    for shape in SHAPES
+    for start in (INITS if "projection_sharing" in shape else (None,))
+]
+TYPES = [{"projection_type": t} for t in ("linear", "fixed", "conv", "mean_pool", "max_pool")]
+
+
+def name_of(variant: dict) -> str:
+    """A test id: the values that are set, `linear-headwise-xavier`."""
+    return "-".join(key if value is True else str(value) for key, value in variant.items() if value is not False)
+
+
+def tiny_config(**overrides) -> LinformerConfig:
+    """N = 20, K = 5, two layers and inflated weights: what leaks in one layer is seen through the next one."""
+    sizes = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 20,
+        "projected_length": 5,
+        "initializer_range": 0.5,
+    }
+    return LinformerConfig(**{**sizes, **overrides})
+
+
+def tiny_model(model_class=LinformerModel, seed: int = 0, **overrides):
+    """A model in evaluation mode whose biases and layer norms are random too, so that none of them can be forgotten."""
+    torch.manual_seed(seed)
+    model = model_class(tiny_config(**overrides)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "LayerNorm" in name:
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    return model
+
+
+def tiny_batch(length: int = 20, seed: int = 0):
+    """Ids, token types and masks of 5 rows: full, right-padded, left-padded, with holes, a single real token."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 50, (5, length), generator=generator)  # 0 is the padding id: BERT trains no row for it
+    types = torch.randint(0, 2, (5, length), generator=generator)
+    mask = torch.ones(5, length, dtype=torch.long)
+    mask[1, length * 2 // 3 :] = 0
+    mask[2, : length * 4 // 5] = 0
+    mask[3] = torch.randint(0, 2, (length,), generator=generator)
+    mask[4] = 0
+    mask[4, length // 2] = 1
+    return ids, types, mask

@@ -1,0 +1,84 @@
+"""torch.compile and torch.export give what eager gives, at any batch size, length and padding."""
+
+import pytest
+import torch
+from reference import TYPES, name_of, tiny_batch, tiny_model
+
+from linformer_hf import LinformerForMaskedLM, LinformerForSequenceClassification
+
+
+PER_HEAD = [{"projection_type": kind, "projection_sharing": "none"} for kind in ("linear", "conv")]
+OPTIONS = [{"projection_type": "mean_pool", "log_count_bias": True, "boundary_slots": True}]
+each_projection = pytest.mark.parametrize("projection", TYPES + PER_HEAD + OPTIONS, ids=name_of)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.set_num_threads(1)
+    torch.compiler.reset()
+
+
+def batches():
+    """Batches of many shapes: 2 to 5 rows, 2 to N = 20 tokens; padded right, left, with holes, not at all, wholly."""
+    for rows, length in ((5, 20), (5, 13), (3, 4), (2, 20), (4, 2)):
+        ids, _, mask = tiny_batch(length, seed=length)
+        yield ids[:rows], mask[:rows]
+    ids, _, mask = tiny_batch(9)
+    yield ids, torch.ones_like(mask)
+    mask[2] = 0
+    yield ids, mask
+
+
+@each_projection
+def test_export_with_dynamic_batch_and_length_equals_eager(projection):
+    model = tiny_model(LinformerForMaskedLM, **projection)
+    ids, _, mask = tiny_batch(length=11)
+    batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=2, max=20)
+    shapes = {"input_ids": {0: batch, 1: length}, "attention_mask": {0: batch, 1: length}}
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    exported = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        for ids, mask in batches():
+            got = exported(input_ids=ids, attention_mask=mask).logits
+            torch.testing.assert_close(got, model(ids, mask).logits, atol=2e-5, rtol=2e-5)
+
+
+@each_projection
+def test_export_without_a_mask_equals_eager(projection):
+    model = tiny_model(LinformerForMaskedLM, **projection)
+    ids, _, _ = tiny_batch(length=11)
+    shapes = {"input_ids": {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=20)}}
+    exported = torch.export.export(model, (), {"input_ids": ids}, dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        for ids, _ in batches():
+            got = exported(input_ids=ids).logits
+            torch.testing.assert_close(got, model(ids).logits, atol=2e-5, rtol=2e-5)
+
+
+@each_projection
+@pytest.mark.parametrize("masked", [True, False])
+def test_one_graph_equals_eager_in_outputs_and_gradients(projection, masked):
+    """`fullgraph=True` raises on a graph break; backend aot_eager traces forward and backward without generating code."""
+    model = tiny_model(LinformerForMaskedLM, **projection)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for number, (ids, mask) in enumerate(batches()):
+        mask = mask if masked else None
+        expected = model(ids, mask)
+        got = compiled(input_ids=ids, attention_mask=mask)
+        torch.testing.assert_close(got.logits, expected.logits, atol=2e-5, rtol=2e-5)
+        if number:  # gradients once: the graph is the same
+            continue
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        gradients = [torch.autograd.grad(o.logits.square().mean(), parameters, allow_unused=True) for o in (got, expected)]
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_generated_code_equals_eager():
+    """The default backend, with its own kernels, on the default projection and a head with a pooler."""
+    model = tiny_model(LinformerForSequenceClassification, num_hidden_layers=1)
+    compiled = torch.compile(model, fullgraph=True)
+    ids, _, mask = tiny_batch()
+    with torch.no_grad():
+        got = compiled(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(got, model(ids, mask).logits, atol=2e-5, rtol=2e-5)
