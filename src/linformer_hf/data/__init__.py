@@ -1,0 +1,1 @@
+"""Text in, training rows out: corpora, packing, masking, tasks, metrics."""

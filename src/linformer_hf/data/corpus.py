@@ -1,0 +1,595 @@
+"""Corpora for pretraining: sources -> documents -> tokens -> rows, prepared once and cached.
+
+A prepared corpus lies in `<cache>/corpus-<checksum of its recipe>`: tokenizer, tokenised documents and, for each
+packing and length, rows. Every folder is written beside its place and renamed, so two processes may prepare the same
+one. Validation is held out by whole documents, chosen by a hash of the document's name: never by line, and the same
+in every run.
+"""
+
+import codecs
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
+from datasets.arrow_writer import ArrowWriter
+from tokenizers import normalizers
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
+
+from . import demo_texts
+from .packing import Packed, pack, split_tokens
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when the content of prepared folders changes: old ones are then not found any more
+# Prose ends a sentence with one of .!? and closing quotes before white space; a blank line ends one anywhere.
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n\s*\n")
+_TOKEN_FEATURES = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})  # lengths of sentences
+_ROW_FEATURES = Features({"input_ids": List(Value("int32"))})
+FILE_TYPES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass
+class Source:
+    """Where documents come from.
+
+    Args:
+        kind: `hub` (a data set repository), `files` (local .txt, .jsonl, .json or .parquet), `demo` (text of installed
+            packages).
+        name, config, split, revision: the repository, its configuration, split and commit (hub).
+        path: a file, a folder or a glob (files).
+        text_column: the column that holds the text (hub, .jsonl, .json, .parquet).
+        sample_by: what one document of a .txt file is.
+        rows_per_document: so many rows in a row make one document (BookCorpus has a sentence in each row).
+        weight: chance of drawing the next document here, relative to the other sources. If every source has one, they
+            are interleaved until the first is exhausted; else each source is read whole, one after the other.
+    """
+
+    kind: Literal["hub", "files", "demo"]
+    name: str | None = None
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    path: str | None = None
+    text_column: str = "text"
+    sample_by: Literal["document", "paragraph", "line"] = "document"
+    rows_per_document: int = 1
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        needed = {"hub": "name", "files": "path"}.get(self.kind)
+        if needed and not getattr(self, needed):
+            raise ValueError(f"a source of kind {self.kind!r} needs {needed!r}.")
+        if self.weight is not None and self.weight <= 0:
+            raise ValueError(f"weight must be positive, got {self.weight}; leave out a source that is not wanted.")
+        if self.rows_per_document < 1:
+            raise ValueError(f"rows_per_document must be at least 1, got {self.rows_per_document}.")
+
+    @property
+    def title(self) -> str:
+        return {"hub": f"{self.name}", "files": f"{self.path}", "demo": "demo"}[self.kind]
+
+
+@dataclass
+class PretrainingData:
+    """Section `data` of a pretraining recipe.
+
+    Args:
+        sources: where documents come from.
+        tokenizer: name or folder of an existing tokenizer; left out, one is trained on the training documents.
+        tokenizer_type, vocab_size, lowercase: the tokenizer to train.
+        packing: `full_sentences`, `contiguous` or `document` (see `packing.py`).
+        sequence_length: tokens in a row; by default the model's max_position_embeddings.
+        mlm_probability: share of tokens to predict; `eval_mlm_probability` is validation's, by default the same.
+        mask_fractions: shares of these that become [MASK], a random token, or stay.
+        whole_word_masking: choose whole words.
+        validation_fraction: share of documents that are held out.
+        validation_documents: streaming only: so many first documents of the stream are held out.
+        max_documents: stop after so many documents of each source.
+        streaming: read, tokenise and pack while training, without a prepared copy on disk.
+        cache_dir: where prepared corpora lie (default: $LINFORMER_HF_CACHE, else ~/.cache/linformer_hf).
+        num_proc: processes for tokenising.
+        seed: of masking and of interleaving.
+    """
+
+    sources: list[Source]
+    tokenizer: str | None = None
+    tokenizer_type: Literal["wordpiece", "byte_level_bpe"] = "wordpiece"
+    vocab_size: int = 30522
+    lowercase: bool = True
+    packing: Literal["full_sentences", "contiguous", "document"] = "full_sentences"
+    sequence_length: int | None = None
+    mlm_probability: float = 0.15
+    eval_mlm_probability: float | None = None
+    mask_fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
+    whole_word_masking: bool = False
+    validation_fraction: float = 0.01
+    validation_documents: int = 500
+    max_documents: int | None = None
+    streaming: bool = False
+    cache_dir: str | None = None
+    num_proc: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty; name at least one, such as {kind: files, path: texts/*.txt}.")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}.")
+        weighted = [source.weight is not None for source in self.sources]
+        if any(weighted) and not all(weighted):
+            raise ValueError("give every source a weight, or none.")
+        if self.streaming and self.tokenizer is None:
+            raise ValueError("streaming needs an existing tokenizer: set data.tokenizer to its name or folder.")
+
+
+@dataclass
+class PreparedCorpus:
+    """Rows for training and validation (column `input_ids`, with special tokens).
+
+    Attributes:
+        token_counts: [V], how often each token stands in the training rows (streaming: in its first rows).
+        counts: documents, tokens and truncated tokens of each split, for the record.
+    """
+
+    train: Dataset | IterableDataset
+    validation: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    token_counts: np.ndarray
+    counts: dict[str, Any]
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    return Path(cache_dir or os.environ.get("LINFORMER_HF_CACHE") or Path.home() / ".cache" / "linformer_hf")
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `target` when the block ends well. The first process to finish wins."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield beside
+        try:
+            os.rename(beside, target)
+        except OSError:
+            if not target.is_dir():  # else another process has written the same meanwhile
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def checksum(recipe: Any) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
+    """Rows of at most `length` tokens, from the cache or prepared now.
+
+    Raises:
+        ValueError: a source is empty, not UTF-8, or lacks the column; the message names it.
+        FileNotFoundError: no file at `path`.
+        ConnectionError: a Hub data set cannot be reached.
+    """
+    if data.streaming:
+        return _stream(data, length)
+    recipe = {
+        "format": FORMAT,
+        "sources": [{**asdict(source), "files": _file_stamps(source)} for source in data.sources],
+        **{key: getattr(data, key) for key in ("tokenizer_type", "vocab_size", "lowercase")},
+        **{key: getattr(data, key) for key in ("tokenizer", "validation_fraction", "max_documents", "seed")},
+    }
+    folder = cache_folder(data.cache_dir) / f"corpus-{checksum(recipe)}"
+    if not (folder / "counts.json").exists():
+        with written_whole(folder) as beside:
+            _write_documents(data, beside)
+            _write_json(beside / "recipe.json", recipe)
+    rows = folder / f"rows-{data.packing}-{length}"
+    if not (rows / "counts.json").exists():
+        with written_whole(rows) as beside:
+            _write_rows(data, length, folder, beside)
+    counts = {
+        "folder": str(folder),
+        **json.loads((folder / "counts.json").read_text()),
+        "row_length": length,
+        "packing": data.packing,
+        "rows": json.loads((rows / "counts.json").read_text()),
+    }
+    for split, packed in counts["rows"].items():
+        logger.info(
+            "%s: %s documents, %s tokens in %s rows of at most %s, %s tokens cut off",
+            *(split, *(f"{packed[key]:,}" for key in ("documents", "tokens", "rows")), length),
+            f"{packed['truncated_tokens']:,}",
+        )
+    return PreparedCorpus(
+        train=Dataset.from_file(str(rows / "train.arrow")),
+        validation=Dataset.from_file(str(rows / "validation.arrow")),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        token_counts=np.load(rows / "token_counts.npy", allow_pickle=False),
+        counts=counts,
+    )
+
+
+def _write_documents(data: PretrainingData, folder: Path) -> None:
+    """Tokenizer, tokenised documents of both splits, and their counts."""
+    documents = read_documents(data)
+    if len(documents) < 2:
+        raise ValueError(
+            f"{_titles(data)} holds {len(documents)} document, but pretraining needs at least 2: whole documents are "
+            "held out for validation. Add files, or split a long one with sample_by: paragraph."
+        )
+    place = np.array([_place(name) for name in documents["name"]])
+    held = (place < data.validation_fraction) | np.array(documents["held_out"])
+    if not held.any():
+        held[place.argmin()] = True
+    if held.all():
+        held[place.argmax()] = False
+    splits = {
+        "train": documents.select(np.flatnonzero(~held)),
+        "validation": documents.select(np.flatnonzero(held)),
+    }
+    if data.tokenizer is None:
+        tokenizer = train_tokenizer((row["text"] for row in splits["train"]), data)
+    else:
+        tokenizer = load_tokenizer(data.tokenizer)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    counts: dict[str, Any] = {"sources": _count_sources(documents)}
+    for split, rows in splits.items():
+        tokens = rows.map(
+            _tokenize,
+            batched=True,
+            batch_size=16,  # documents may be whole books
+            num_proc=data.num_proc,
+            remove_columns=rows.column_names,
+            fn_kwargs={"tokenizer": tokenizer},
+            features=_TOKEN_FEATURES,
+            load_from_cache_file=False,
+            desc=f"tokenising {split}",
+        )
+        tokens.save_to_disk(folder / split)
+        counts[split] = {"documents": len(rows), "characters": sum(map(len, rows["text"]))}
+    text = splits["train"][0]["text"][:200]
+    logger.info("before tokenising: %r", text)
+    logger.info("after: %s", tokenizer.tokenize(text))
+    _write_json(folder / "counts.json", counts)
+
+
+def _write_rows(data: PretrainingData, length: int, folder: Path, beside: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    counts = {}
+    for split in ("train", "validation"):
+        packed = Packed()
+        documents = Dataset.load_from_disk(str(folder / split))
+        with ArrowWriter(path=str(beside / f"{split}.arrow"), features=_ROW_FEATURES) as writer:
+            for row in _rows(documents, data, length, tokenizer, packed):
+                writer.write({"input_ids": row})
+            writer.finalize()
+        if not packed.tokens:
+            raise ValueError(f"{_titles(data)}: the {split} documents hold no text.")
+        counts[split] = asdict(packed)
+        if split == "train":
+            rows = Dataset.from_file(str(beside / "train.arrow"))
+            np.save(beside / "token_counts.npy", count_tokens(rows, tokenizer), allow_pickle=False)
+    _write_json(beside / "counts.json", counts)
+
+
+def count_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """[V]: how often each token stands in the rows; 0 for special tokens."""
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for chunk in rows.data.column("input_ids").chunks:
+        counts += np.bincount(chunk.flatten().to_numpy(), minlength=len(counts))
+    counts[list(tokenizer.all_special_ids)] = 0
+    return counts
+
+
+def _rows(
+    documents: Iterable[dict[str, Any]],
+    data: PretrainingData,
+    length: int,
+    tokenizer: PreTrainedTokenizerBase,
+    packed: Packed,
+) -> Iterator[list[int]]:
+    sentences = (split_tokens(document["ids"], document["lengths"]) for document in documents)
+    total = len(documents) if isinstance(documents, Dataset) else None
+    progress = tqdm(sentences, total=total, desc=f"packing rows of {length}", unit="doc", disable=total is None)
+    return pack(progress, data.packing, length, tokenizer.cls_token_id, tokenizer.sep_token_id, packed)
+
+
+def _tokenize(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
+    """Ids and sentence lengths of each document."""
+    documents = [[s for s in SENTENCE_END.split(text) if s and not s.isspace()] for text in batch["text"]]
+    # Byte-level BPE writes the space in front of a word into its token; WordPiece ignores it.
+    flat = [(" " if i else "") + sentence for document in documents for i, sentence in enumerate(document)]
+    encoded = iter(tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"] if flat else [])
+    ids: list[list[int]] = []
+    lengths: list[list[int]] = []
+    for document in documents:
+        sentences = [next(encoded) for _ in document]
+        ids.append([token for sentence in sentences for token in sentence])
+        lengths.append([len(sentence) for sentence in sentences])
+    return {"ids": ids, "lengths": lengths}
+
+
+def train_tokenizer(texts: Iterable[str], data: PretrainingData) -> PreTrainedTokenizerBase:
+    """A new WordPiece (BERT's) or byte-level BPE (RoBERTa's) tokenizer."""
+    if data.tokenizer_type == "wordpiece":
+        base = BertTokenizer(do_lower_case=data.lowercase)
+    else:
+        base = RobertaTokenizer(add_prefix_space=False)
+        if data.lowercase:
+            texts = (text.lower() for text in texts)
+            base.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer = base.train_new_from_iterator(texts, data.vocab_size, show_progress=True)
+    logger.info("trained a %s tokenizer of %s tokens", data.tokenizer_type, f"{len(tokenizer):,}")
+    return tokenizer
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """An existing tokenizer by name or folder.
+
+    Raises:
+        ValueError: it has no [CLS] or [SEP] (or RoBERTa's <s>, </s>), so it cannot mark rows and documents.
+        ConnectionError: a Hub name that cannot be reached.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise ConnectionError(
+            f"the tokenizer {name!r} is neither a local folder nor reachable on the Hub. Set data.tokenizer to a "
+            "folder, or leave it out to train one from the corpus."
+        ) from error
+    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+        raise ValueError(f"the tokenizer {name!r} has no cls_token and sep_token; BERT's and RoBERTa's kinds do.")
+    return tokenizer
+
+
+def read_documents(data: PretrainingData) -> Dataset:
+    """Documents of all sources: columns name, text, source, held_out."""
+    parts = [_read_source(source, data) for source in data.sources]
+    if data.sources[0].weight is None or len(parts) == 1:
+        return datasets.concatenate_datasets(parts)
+    return datasets.interleave_datasets(parts, _weights(data), seed=data.seed, stopping_strategy="first_exhausted")
+
+
+def _weights(data: PretrainingData) -> list[float]:
+    weights = [source.weight or 1.0 for source in data.sources]
+    return [weight / sum(weights) for weight in weights]
+
+
+def _read_source(source: Source, data: PretrainingData) -> Dataset:
+    if source.kind == "demo":
+        rows = Dataset.from_list(demo_documents())
+    else:
+        rows = _load(source, streaming=False)
+        _check_column(source, rows.column_names)
+        if data.max_documents is not None:
+            rows = rows.select(range(min(len(rows), data.max_documents * source.rows_per_document)))
+        rows = rows.map(
+            _as_documents,
+            with_indices=True,
+            batched=True,
+            batch_size=_batch_size(source),
+            remove_columns=rows.column_names,
+            fn_kwargs={"column": source.text_column, "size": source.rows_per_document, "title": source.title},
+            desc=f"reading {source.title}",
+        )
+    if not len(rows):
+        raise ValueError(f"the source {source.title} is empty: it holds no document with text.")
+    if data.max_documents is not None and len(rows) > data.max_documents:
+        rows = rows.select(range(data.max_documents))
+    return rows
+
+
+def _batch_size(source: Source) -> int:
+    """A multiple of rows_per_document, so that no document is cut at a batch's end."""
+    return source.rows_per_document * max(1, 256 // source.rows_per_document)
+
+
+def _as_documents(
+    batch: dict[str, list[Any]], indices: list[int], column: str, size: int, title: str
+) -> dict[str, list[Any]]:
+    texts = [text or "" for text in batch[column]]
+    joined = ["\n".join(texts[i : i + size]) for i in range(0, len(texts), size)]
+    kept = [(indices[i * size], text) for i, text in enumerate(joined) if text.strip()]
+    return {
+        "name": [f"{title}:{index}" for index, _ in kept],
+        "text": [text for _, text in kept],
+        "source": [title] * len(kept),
+        "held_out": [False] * len(kept),
+    }
+
+
+def _load(source: Source, streaming: bool) -> Any:
+    """The rows of a Hub repository or of local files, with errors that say what to do."""
+    if source.kind == "hub":
+        return load_hub(source.name or "", source.config, source.split, source.revision, streaming)
+    files = find_files(source.path or "")
+    kind = FILE_TYPES[files[0].suffix]
+    if kind != "parquet":
+        for file in files:
+            check_utf8(file)
+    options = {"sample_by": source.sample_by} if kind == "text" else {}
+    return load_dataset(kind, data_files=[str(file) for file in files], split="train", streaming=streaming, **options)
+
+
+def load_hub(name: str, config: str | None, split: str, revision: str | None, streaming: bool = False) -> Any:
+    """`datasets.load_dataset` with an error that names the data set and the way around the Hub.
+
+    Raises:
+        ConnectionError: the repository cannot be reached (no network, or no such name).
+    """
+    try:
+        return load_dataset(name, config, split=split, revision=revision, streaming=streaming)
+    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise ConnectionError(
+            f"the data set {name!r} cannot be loaded from the Hub ({' '.join(str(error).split())[:200]}). Check the "
+            "name and the network, or download it elsewhere and use local files: for pretraining a source {kind: "
+            "files, path: folder/*.parquet}, for fine-tuning task: files with train_file and test_file."
+        ) from error
+
+
+def find_files(path: str) -> list[Path]:
+    """The text files that a file name, a folder or a glob stands for, in order.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, or they are of several types.
+    """
+    given = Path(path).expanduser()
+    if given.is_dir():
+        files = [file for file in given.rglob("*") if file.is_file() and file.suffix in FILE_TYPES]
+    elif given.is_file():
+        files = [given]
+    else:
+        anchor = Path(given.anchor or ".")
+        pattern = str(given.relative_to(given.anchor)) if given.anchor else str(given)
+        files = [file for file in anchor.glob(pattern) if file.is_file()]
+    if not files:
+        raise FileNotFoundError(f"no files at {path!r}; give a file, a folder with {_types()} files, or a glob.")
+    suffixes = {file.suffix for file in files}
+    if len(suffixes) > 1 or not suffixes <= FILE_TYPES.keys():
+        raise ValueError(f"{path!r} stands for {', '.join(sorted(suffixes))} files; give one of {_types()} per source.")
+    return sorted(files)
+
+
+def _types() -> str:
+    return ", ".join(FILE_TYPES)
+
+
+def check_utf8(file: Path) -> None:
+    """Raise a ValueError with the place of the first byte that is not UTF-8."""
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    with file.open("rb") as stream:
+        while True:
+            block = stream.read(1 << 20)
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{file} is not UTF-8: byte {offset + error.start:,} cannot be read ({error.reason}). Convert it, "
+                    "for example with: iconv -f LATIN1 -t UTF-8."
+                ) from None
+            if not block:
+                return
+            offset += len(block)
+
+
+def _check_column(source: Source, columns: list[str] | None) -> None:
+    if columns is not None and source.text_column not in columns:
+        raise ValueError(
+            f"the source {source.title} has no column {source.text_column!r}; its columns are {', '.join(columns)}. "
+            "Set text_column."
+        )
+
+
+def demo_documents() -> list[dict[str, Any]]:
+    """Shakespeare, Milton, the World English Bible and Python's topics; the books of `bible-paraphrase`'s test are held out."""
+    documents = [
+        *(("shakespeare and milton", name, text) for name, text in demo_texts.plays_and_poems()),
+        *(("world english bible", book, text) for book, text in demo_texts.bible_books()),
+        *(("python topics", name, text) for name, text in demo_texts.python_topics()),
+    ]
+    return [
+        {
+            "name": f"{source}:{name}",
+            "text": text,
+            "source": source,
+            "held_out": source == "world english bible" and name in demo_texts.TEST_BOOKS,
+        }
+        for source, name, text in documents
+    ]
+
+
+def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
+    """Rows that are read, tokenised and packed while training. No shuffling buffer: it would not resume exactly."""
+    parts = []
+    for source in data.sources:
+        if source.kind == "demo":
+            part = Dataset.from_list(demo_documents()).to_iterable_dataset()
+        else:
+            part = _load(source, streaming=True)
+            _check_column(source, part.column_names)
+            part = part.map(
+                _as_documents,
+                with_indices=True,
+                batched=True,
+                batch_size=_batch_size(source),
+                remove_columns=part.column_names,
+                fn_kwargs={"column": source.text_column, "size": source.rows_per_document, "title": source.title},
+            )
+        parts.append(part if data.max_documents is None else part.take(data.max_documents))
+    if data.sources[0].weight is None or len(parts) == 1:
+        documents = datasets.concatenate_datasets(parts)
+    else:
+        documents = datasets.interleave_datasets(parts, _weights(data), seed=data.seed)
+    tokenizer = load_tokenizer(data.tokenizer or "")
+    tokens = documents.map(
+        _tokenize,
+        batched=True,
+        batch_size=16,
+        remove_columns=["name", "text", "source", "held_out"],
+        fn_kwargs={"tokenizer": tokenizer},
+    )
+    packed = Packed()
+    rows = list(_rows(tokens.take(data.validation_documents), data, length, tokenizer, packed))
+    if not packed.tokens:
+        raise ValueError(f"{_titles(data)}: the first {data.validation_documents} documents hold no text.")
+    train = IterableDataset.from_generator(
+        _stream_rows, gen_kwargs={"tokens": tokens.skip(data.validation_documents), "arguments": (data, length, tokenizer)}
+    )
+    head = Dataset.from_list(list(train.take(2000)), features=_ROW_FEATURES)
+    if not len(head):
+        raise ValueError(
+            f"{_titles(data)} holds no document beyond the first {data.validation_documents}, which are held out: "
+            "lower data.validation_documents."
+        )
+    return PreparedCorpus(
+        train=train,
+        validation=Dataset.from_dict({"input_ids": rows}, features=_ROW_FEATURES),
+        tokenizer=tokenizer,
+        token_counts=count_tokens(head, tokenizer),
+        counts={"streaming": True, "row_length": length, "packing": data.packing, "rows": {"validation": asdict(packed)}},
+    )
+
+
+def _stream_rows(tokens: IterableDataset, arguments: tuple) -> Iterator[dict[str, list[int]]]:
+    for row in _rows(tokens, *arguments, Packed()):
+        yield {"input_ids": row}
+
+
+def _place(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def _count_sources(documents: Dataset) -> dict[str, int]:
+    names, counts = np.unique(np.array(documents["source"]), return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+def _file_stamps(source: Source) -> list[tuple[str, int, int]] | None:
+    """Names, sizes and times of local files: another content is another corpus."""
+    if source.kind != "files":
+        return None
+    stamps = [(str(file.resolve()), file.stat()) for file in find_files(source.path or "")]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stamps]
+
+
+def _titles(data: PretrainingData) -> str:
+    return " + ".join(source.title for source in data.sources)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

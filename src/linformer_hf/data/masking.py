@@ -1,0 +1,177 @@
+"""BERT's masking as a pure function of (seed, epoch, row), so that a resumed run masks as the uninterrupted one.
+
+A collator that draws from a running generator does not: after a resume it stands elsewhere in its stream. Here every
+row seeds its own generator. Trainer tells the epoch through `EpochCallback`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase, TrainerCallback
+
+
+IGNORE = -100
+
+
+class Masker:
+    """Chooses tokens with probability p and replaces them: by [MASK], by a random token, or not at all.
+
+    Args:
+        tokenizer: gives the special tokens, which are never chosen, and [MASK].
+        mlm_probability: p, the share of tokens (with `whole_word`: of words) that are predicted.
+        mask_fractions: shares of the chosen tokens that become [MASK], a random token, or stay (BERT: 0.8, 0.1, 0.1).
+        whole_word: choose words, all of whose tokens are then predicted.
+
+    Raises:
+        ValueError: the tokenizer has no [MASK], or a share is out of range.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        mlm_probability: float = 0.15,
+        mask_fractions: Sequence[float] = (0.8, 0.1, 0.1),
+        whole_word: bool = False,
+    ):
+        if tokenizer.mask_token_id is None:
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no mask token; masked-language-model pretraining needs "
+                "one (tokenizer.add_special_tokens({'mask_token': '[MASK]'}), or another tokenizer)."
+            )
+        if not 0 < mlm_probability < 1:
+            raise ValueError(f"mlm_probability must lie between 0 and 1, got {mlm_probability}.")
+        if len(mask_fractions) != 3 or min(mask_fractions) < 0 or abs(sum(mask_fractions) - 1) > 1e-6:
+            raise ValueError(
+                f"mask_fractions must be three shares that sum to 1 ([MASK], random, unchanged), got {mask_fractions}."
+            )
+        self.seed = seed
+        self.probability = mlm_probability
+        self.fractions = tuple(mask_fractions)
+        self.mask_id = tokenizer.mask_token_id
+        self.special = np.zeros(len(tokenizer), dtype=bool)
+        self.special[list(tokenizer.all_special_ids)] = True
+        self.ordinary = np.flatnonzero(~self.special)  # what a random token is drawn from
+        self.continues = continues_word(tokenizer) if whole_word else None
+
+    def __call__(self, ids: Sequence[int], epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Input ids and labels ([n] each, labels -100 where nothing is predicted) of row `index` in `epoch`."""
+        inputs = np.asarray(ids, dtype=np.int64)
+        generator = np.random.default_rng((self.seed, epoch, index))
+        draw = generator.random((2, len(inputs)))
+        if self.continues is not None:
+            # A special token starts a "word" too, so no word reaches across it.
+            inside = self.continues[inputs] & ~self.special[inputs]
+            inside[0] = False
+            draw[0] = draw[0][np.maximum.accumulate(np.where(inside, 0, np.arange(len(inputs))))]
+        chosen = (draw[0] < self.probability) & ~self.special[inputs]
+        labels = np.where(chosen, inputs, IGNORE)
+        masked, random, _ = self.fractions
+        inputs[chosen & (draw[1] < masked)] = self.mask_id
+        replaced = chosen & (draw[1] >= masked) & (draw[1] < masked + random)
+        inputs[replaced] = generator.choice(self.ordinary, size=int(replaced.sum()))
+        return inputs, labels
+
+
+def continues_word(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """[vocabulary] bool: tokens that go on with the word before them, in WordPiece (`##ing`) or byte-level BPE.
+
+    Raises:
+        ValueError: the vocabulary marks neither.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    pieces = np.array([token.startswith("##") for token in tokens])
+    starts = np.array([token.startswith("Ġ") for token in tokens])
+    if starts.any():  # byte-level BPE marks the words' starts (the space in front of them)
+        return ~starts
+    if pieces.any():
+        return pieces
+    raise ValueError(
+        "whole_word_masking needs a WordPiece ('##') or byte-level BPE ('Ġ') vocabulary, and "
+        f"{tokenizer.name_or_path!r} is neither; set data.whole_word_masking=false."
+    )
+
+
+class MaskedDataset(torch.utils.data.Dataset):
+    """Rows of ids -> {input_ids, labels}, masked anew in each epoch (or once and for all if `static`)."""
+
+    def __init__(self, rows: Dataset, masker: Masker, static: bool = False):
+        self.rows, self.masker, self.static = rows, masker, static
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = 0 if self.static else epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """A whole batch at once: the DataLoader calls this where it exists, and Arrow reads it in one go."""
+        result = []
+        for index, ids in zip(indices, self.rows[indices]["input_ids"], strict=True):
+            inputs, labels = self.masker(ids, self.epoch, index)
+            result.append({"input_ids": inputs, "labels": labels})
+        return result
+
+
+class MaskedStream(torch.utils.data.IterableDataset):
+    """The same for rows that are read as a stream: a row's number in the stream seeds its masks."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]], masker: Masker):
+        self.rows, self.masker = rows, masker
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        number, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        for index, row in enumerate(self.rows):
+            if index % of == number:
+                inputs, labels = self.masker(row["input_ids"], self.epoch, index)
+                yield {"input_ids": inputs, "labels": labels}
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the training rows which epoch they are in. Accelerate does so only where its sampler has no epoch."""
+
+    def __init__(self, dataset: MaskedDataset | MaskedStream):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))  # 0.5 when resuming within epoch 0
+
+
+def pad_collate(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForTokenClassification:
+    """Pads input_ids with the padding token, labels with -100, and adds the attention mask."""
+    return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORE)
+
+
+def unigram_baseline(token_counts: np.ndarray, masked: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """How well the training tokens' frequencies alone predict the masked tokens of `masked`.
+
+    Args:
+        token_counts: [V], how often each token stands in the training text (one is added to each).
+        masked: rows with `labels`.
+
+    Returns:
+        loss in nats, perplexity, accuracy (of always answering the most frequent token), masked tokens.
+    """
+    counts = token_counts + 1.0
+    log_probability = np.log(counts / counts.sum())
+    labels = np.concatenate([np.asarray(row["labels"]) for row in masked])
+    labels = labels[labels != IGNORE]
+    loss = float(-log_probability[labels].mean())
+    return {
+        "loss": loss,
+        "perplexity": float(np.exp(loss)),
+        "accuracy": float((labels == counts.argmax()).mean()),
+        "masked_tokens": int(labels.size),
+    }

@@ -1,0 +1,272 @@
+"""YAML recipes -> typed arguments. An unknown key or a value of the wrong type is an error that says what to write.
+
+A recipe is one YAML file = one run. Its sections are dataclasses (`LinformerConfig`, `TrainingArguments`, our own);
+`section.key=value` on the command line is applied over the file and checked in the same way.
+
+PyYAML reads YAML 1.1, in which `2e-5` is text. Here numbers are read as in YAML 1.2 (JSON's floats), and a number that
+was quoted is refused rather than guessed at.
+"""
+
+import dataclasses
+import difflib
+import enum
+import re
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run as it is written."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with YAML 1.2 floats and without silently doubled keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise RecipeError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice; keep one.")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:float"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{_FLOAT})$"), list("-+0123456789."))
+
+
+@dataclasses.dataclass
+class Recipe:
+    """A checked recipe.
+
+    Attributes:
+        raw: section -> what the file and the command line say, JSON-able.
+        types: section -> the dataclass it builds, or `list[dataclass]`.
+        name: the file's name, for messages.
+    """
+
+    raw: dict[str, Any]
+    types: dict[str, Any]
+    name: str
+
+    def values(self, section: str) -> dict[str, Any]:
+        """The keys of a section as written (an empty dict if the recipe does not have it)."""
+        return dict(self.raw.get(section) or {})
+
+    def build(self, section: str, **changes: Any) -> Any:
+        """The section as an instance of its dataclass, with `changes` over the written values.
+
+        Raises:
+            RecipeError: the dataclass refuses the values.
+        """
+        hint = self.types[section]
+        if get_origin(hint) is list:
+            return _build(hint, self.raw.get(section) or [], section)
+        return _build(hint, {**self.values(section), **changes}, section)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str], sections: Mapping[str, Any]) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file in UTF-8.
+        overrides: `section.key=value`; the value is read as YAML.
+        sections: section name -> dataclass, or `list[dataclass]`.
+
+    Raises:
+        RecipeError: no such file, broken YAML, an unknown section or key, a wrong type; the message names the nearest
+            valid key.
+    """
+    raw = _read(Path(path), sections)
+    for override in overrides:
+        _override(raw, override, sections)
+    for section, hint in sections.items():
+        if raw.get(section) is None:
+            raw[section] = [] if get_origin(hint) is list else {}
+        check_type(raw[section], hint, section)
+    return Recipe(raw, dict(sections), str(path))
+
+
+def _read(path: Path, sections: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: plain data only
+    except (FileNotFoundError, IsADirectoryError):
+        raise RecipeError(f"{path}: there is no such recipe file.") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text: {error}.") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must hold the sections {', '.join(sections)}, not {_kind(content)}.")
+    for section in content:
+        if section not in sections:
+            raise RecipeError(f"{path}: unknown section {section!r}. {_nearest(str(section), sections)}")
+    return content
+
+
+def _override(raw: dict[str, Any], override: str, sections: Mapping[str, Any]) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not equals or not dot or not key:
+        raise RecipeError(f"{override!r} is not of the form section.key=value, such as training.max_steps=100.")
+    if section not in sections:
+        raise RecipeError(f"{override!r}: unknown section {section!r}. {_nearest(section, sections)}")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
+    except (yaml.YAMLError, RecipeError) as error:
+        raise RecipeError(f"{override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    target = raw.get(section)
+    if target is None:
+        target = raw[section] = [] if get_origin(sections[section]) is list else {}
+    *parents, last = key.split(".")  # data.sources.0.path=... reaches into lists
+    for i, part in enumerate([*parents, last]):
+        if isinstance(target, list):
+            if not part.isdigit() or int(part) >= len(target):
+                raise RecipeError(f"{override!r}: {part!r} is not the number of an entry (0 to {len(target) - 1}).")
+            index: Any = int(part)
+        elif isinstance(target, dict):
+            index = part
+        else:
+            raise RecipeError(f"{override!r}: {'.'.join([section, *parents[:i]])} holds {_kind(target)}, no keys.")
+        if i == len(parents):
+            target[index] = value
+        else:
+            target = target[index] if isinstance(target, list) else target.setdefault(index, {})
+
+
+def fields_of(cls: type) -> dict[str, Any]:
+    """Name -> type of every field that a recipe may set (Any where a type is known to type checkers only)."""
+    hints: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__):
+        names = {**vars(typing), **vars(sys.modules[owner.__module__])}
+        for name, hint in owner.__dict__.get("__annotations__", {}).items():
+            try:
+                hints[name] = eval(hint, names) if isinstance(hint, str) else hint  # our own or transformers' source
+            except NameError:
+                hints[name] = Any
+    return {
+        field.name: hints[field.name]
+        for field in dataclasses.fields(cls)
+        if field.init and not field.name.startswith("_")
+    }
+
+
+def check_type(value: Any, hint: Any, where: str) -> None:
+    """Raise a RecipeError unless `value`, as YAML gives it, fits the type `hint`."""
+    if hint is Any or _fits(value, hint):
+        return
+    if dataclasses.is_dataclass(hint):
+        _check_dataclass(value, hint, where)
+        return
+    if get_origin(hint) is list and isinstance(value, list):
+        for i, item in enumerate(value):
+            check_type(item, get_args(hint)[0], f"{where}[{i}]")
+        return
+    message = f"{where} must be {describe(hint)}, got {_kind(value)} {value!r}."
+    if isinstance(value, str) and re.fullmatch(_FLOAT, value):
+        message += " Write the number without quotes."
+    elif isinstance(value, str) and (choices := _choices(hint)):
+        message += f" {_nearest(value, [str(c) for c in choices])}"
+    raise RecipeError(message)
+
+
+def _check_dataclass(value: Any, cls: type, where: str) -> None:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where} must be a mapping of keys to values, got {_kind(value)} {value!r}.")
+    fields = fields_of(cls)
+    for key, item in value.items():
+        if key not in fields:
+            raise RecipeError(f"unknown key {f'{where}.{key}'!r}. {_nearest(str(key), fields)}")
+        check_type(item, fields[key], f"{where}.{key}")
+    for field in dataclasses.fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.init and field.name not in value:
+            raise RecipeError(f"{where}.{field.name} is missing; it must be {describe(fields[field.name])}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value fits a plain type; False for whatever needs a closer look (dataclasses, lists of them)."""
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(hint))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, (get_args(hint) or (Any,))[0]) for item in value)
+    if origin is dict or hint is dict:
+        return isinstance(value, dict)
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return value in [member.value for member in hint]
+    if hint in (str, bool, list):
+        return isinstance(value, hint)
+    return False
+
+
+def _build(hint: Any, value: Any, where: str) -> Any:
+    if get_origin(hint) is list:
+        return [_build(get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if not dataclasses.is_dataclass(hint):
+        return value
+    fields = fields_of(typing.cast(type, hint))
+    built = {key: _build(fields[key], item, f"{where}.{key}") for key, item in value.items()}
+    try:
+        return typing.cast(type, hint)(**built)
+    except (ValueError, TypeError, ImportError, StrictDataclassError) as error:
+        raise RecipeError(f"section {where!r}: {error.__cause__ or error}") from error
+
+
+def _choices(hint: Any) -> list[Any]:
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return [member.value for member in hint]
+    return [choice for option in get_args(hint) for choice in _choices(option)]
+
+
+def describe(hint: Any) -> str:
+    """A type in words: `int or null`, `one of linear, fixed`."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(option) for option in get_args(hint)))
+    if choices := _choices(hint):
+        return "one of " + ", ".join(map(str, choices))
+    if hint is None or hint is type(None):
+        return "null"
+    if origin is list:
+        return f"a list of {describe(get_args(hint)[0])}"
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", dict: "a mapping", list: "a list"}
+    return names.get(origin or hint, "a mapping" if dataclasses.is_dataclass(hint) else str(hint))
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "the truth value", str: "the text", int: "the integer", float: "the number", list: "the list"}
+    return kinds.get(type(value), "the mapping" if isinstance(value, dict) else "the value")
+
+
+def _nearest(name: str, valid: Any) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(sorted(valid))}."
