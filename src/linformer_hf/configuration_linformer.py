@@ -130,14 +130,12 @@ class LinformerConfig(PreTrainedConfig):
     boundary_slots: bool = False
 
     def __post_init__(self, **kwargs):
-        for name in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
-            if kwargs.get(name) or getattr(self, name, False):
-                raise ValueError(f"{name}=True is not possible: {NO_CAUSAL}.")
         if self.projection_type in LEARNED_TYPES:
             self.projection_sharing = self.projection_sharing or "layerwise"
             self.projection_init = self.projection_init or "normal"
         kwargs["auto_map"] = kwargs.get("auto_map") or dict(AUTO_MAP)
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # here it raises its ValueError; `@strict` would wrap it in a class of its own
 
     @property
     def projected_lengths(self) -> list[int]:
@@ -148,6 +146,9 @@ class LinformerConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: every combination that cannot work, or would silently do nothing."""
+        for name in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
+            if getattr(self, name, False):
+                raise ValueError(f"{name}=True is not possible: {NO_CAUSAL}.")
         self._validate_sizes()
         self._validate_projected_length()
         self._validate_projection_options()
@@ -177,12 +178,13 @@ class LinformerConfig(PreTrainedConfig):
 
     def _validate_projected_length(self):
         lengths, n = self.projected_lengths, self.max_position_embeddings
-        if not isinstance(self.projected_length, int) and len(lengths) != self.num_hidden_layers:
+        single = isinstance(self.projected_length, int)
+        if not single and len(lengths) != self.num_hidden_layers:
             raise ValueError(
                 f"projected_length lists {len(lengths)} values for num_hidden_layers={self.num_hidden_layers} layers; "
                 "give one int per layer, or a single int for all of them."
             )
-        for k in lengths or [self.projected_length]:
+        for k in [self.projected_length] if single else lengths:
             if not 1 <= k <= n:
                 raise ValueError(
                     f"projected_length must lie between 1 and max_position_embeddings={n}, got {k}: keys and values "

@@ -127,10 +127,10 @@ class LinformerEmbeddings(nn.Module):
         inputs_embeds: torch.Tensor | None,
         tokens: RealTokens,
     ) -> torch.Tensor:
-        """-> [B, N, C]. Padded rows of `inputs_embeds` are replaced by zeros: whatever stands there has no effect."""
+        """-> [B, N, C]. Words at padding are replaced by zeros: whatever ids or embeddings stand there have no effect."""
         if position_ids is None:
             position_ids = tokens.place
-        words = tokens.select(inputs_embeds) if inputs_embeds is not None else self.word_embeddings(input_ids)
+        words = tokens.select(self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds)
         if token_type_ids is None:
             types = self.token_type_embeddings.weight[0]
         else:

