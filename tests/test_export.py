@@ -8,8 +8,12 @@ from linformer_hf import LinformerForMaskedLM, LinformerForSequenceClassificatio
 
 
 PER_HEAD = [{"projection_type": kind, "projection_sharing": "none"} for kind in ("linear", "conv")]
-OPTIONS = [{"projection_type": "mean_pool", "log_count_bias": True, "boundary_slots": True}]
-each_projection = pytest.mark.parametrize("projection", TYPES + PER_HEAD + OPTIONS, ids=name_of)
+OPTIONS = [
+    {"projection_type": "linear", "projection_init": "mean_pool"},  # its empty slots depend on the weights
+    {"projection_type": "mean_pool", "log_count_bias": True, "boundary_slots": True},
+]
+PROJECTIONS = TYPES + PER_HEAD + OPTIONS
+each_projection = pytest.mark.parametrize("projection", PROJECTIONS, ids=name_of)
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +24,9 @@ def fresh_compiler():
 
 def batches():
     """Batches of many shapes: 2 to 5 rows, 2 to N = 20 tokens; padded right, left, with holes, not at all, wholly."""
-    for rows, length in ((5, 20), (5, 13), (3, 4), (2, 20), (4, 2)):
+    for rows, length in ((5, 13), (3, 4), (4, 2), (2, 20)):
         ids, _, mask = tiny_batch(length, seed=length)
-        yield ids[:rows], mask[:rows]
+        yield ids[:rows].clone(), mask[:rows].clone()  # no views: dynamo compiles anew for each kind of view
     ids, _, mask = tiny_batch(9)
     yield ids, torch.ones_like(mask)
     mask[2] = 0
@@ -55,13 +59,23 @@ def test_export_without_a_mask_equals_eager(projection):
             torch.testing.assert_close(got, model(ids).logits, atol=2e-5, rtol=2e-5)
 
 
-@each_projection
-@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("projection", "masked"),
+    # Without a mask only the slots' bias differs, and only where there is one.
+    [(projection, True) for projection in PROJECTIONS if projection != TYPES[1]]  # `fixed` computes what `linear` does
+    + [(TYPES[2], False), (OPTIONS[1], False)],
+    ids=lambda value: name_of(value) if isinstance(value, dict) else f"mask={value}",
+)
 def test_one_graph_equals_eager_in_outputs_and_gradients(projection, masked):
-    """`fullgraph=True` raises on a graph break; backend aot_eager traces forward and backward without generating code."""
-    model = tiny_model(LinformerForMaskedLM, **projection)
+    """`fullgraph=True` raises on a graph break; aot_eager traces forward and backward without generating code.
+
+    One layer: a second one is traced like the first, for as many seconds.
+    """
+    model = tiny_model(LinformerForMaskedLM, num_hidden_layers=1, **projection)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     for number, (ids, mask) in enumerate(batches()):
+        if ids.shape[1] == 20 and projection != TYPES[0]:
+            continue  # length N is one more graph, and differs only in the columns of E
         mask = mask if masked else None
         expected = model(ids, mask)
         got = compiled(input_ids=ids, attention_mask=mask)
@@ -69,7 +83,9 @@ def test_one_graph_equals_eager_in_outputs_and_gradients(projection, masked):
         if number:  # gradients once: the graph is the same
             continue
         parameters = [p for p in model.parameters() if p.requires_grad]
-        gradients = [torch.autograd.grad(o.logits.square().mean(), parameters, allow_unused=True) for o in (got, expected)]
+        gradients = [
+            torch.autograd.grad(o.logits.square().mean(), parameters, allow_unused=True) for o in (got, expected)
+        ]
         for ours, theirs in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 

