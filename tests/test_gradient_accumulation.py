@@ -1,7 +1,7 @@
 """One optimizer step is one step, however it is cut into micro-batches: the real `Trainer`, every head.
 
-Micro-batches hold unequal numbers of labels, so the mean of their means is not the mean over all labels. Trainer counts
-`labels != -100` over the whole step and passes the count as `num_items_in_batch`; a head must divide by it.
+Micro-batches hold unequal numbers of labels, so the mean of their means is not the mean over all labels. Trainer
+counts `labels != -100` over the whole step and passes the count as `num_items_in_batch`; a head must divide by it.
 
 Question answering has no `labels` key: Trainer counts nothing, lets the head take its mean and divides that by the
 number of micro-batches. What follows from that is tested at the end.
@@ -11,7 +11,7 @@ import copy
 
 import pytest
 import torch
-from reference import tiny_batch, tiny_model
+from reference import tiny_model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
@@ -162,9 +162,7 @@ def test_trainer_takes_the_mean_of_means_where_it_counts_nothing(tmp_path):
     """Question answering with truncated answers: Trainer knows of no labels, so every micro-batch weighs the same."""
     model = quiet_model(LinformerForQuestionAnswering)
     parts = trained(model, TRUNCATED, 2, 4, tmp_path)
-    micro_batches = [
-        {name: tensor[i : i + 2] for name, tensor in TRUNCATED.tensors.items()} for i in range(0, ROWS, 2)
-    ]
+    micro_batches = [{name: tensor[i : i + 2] for name, tensor in TRUNCATED.tensors.items()} for i in range(0, ROWS, 2)]
     (sum(model(**batch).loss for batch in micro_batches) / 4).backward()
     expected = {name: (p - 0.1 * p.grad).detach() for name, p in model.named_parameters()}
     assert_same_parameters(parts, expected)

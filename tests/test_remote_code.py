@@ -1,4 +1,4 @@
-"""A saved model travels with its code: `trust_remote_code=True` loads every head where this package is not installed."""
+"""A saved model travels with its code: `trust_remote_code=True` loads every head where this package is not there."""
 
 import json
 import os

@@ -178,13 +178,14 @@ class LinformerConfig(PreTrainedConfig):
 
     def _validate_projected_length(self):
         lengths, n = self.projected_lengths, self.max_position_embeddings
-        single = isinstance(self.projected_length, int)
-        if not single and len(lengths) != self.num_hidden_layers:
+        if isinstance(self.projected_length, int):
+            lengths = lengths or [self.projected_length]  # K is checked for a model without layers too
+        elif len(lengths) != self.num_hidden_layers:
             raise ValueError(
                 f"projected_length lists {len(lengths)} values for num_hidden_layers={self.num_hidden_layers} layers; "
                 "give one int per layer, or a single int for all of them."
             )
-        for k in [self.projected_length] if single else lengths:
+        for k in lengths:
             if not 1 <= k <= n:
                 raise ValueError(
                     f"projected_length must lie between 1 and max_position_embeddings={n}, got {k}: keys and values "

@@ -1,4 +1,4 @@
-"""`linformer-hf demo`: pretrain and fine-tune a small Linformer on real text, load what came out, report what it learned.
+"""`linformer-hf demo`: pretrain and fine-tune a small Linformer on real text, load it, report what it learned.
 
 The text comes from installed packages (extra `demo`), the two recipes from this package. The report compares every
 number with what needs no learning: token frequencies, the majority class, word overlap, and the same fine-tuning from
@@ -55,7 +55,10 @@ def demo(output: str = "runs/demo", force: bool = False) -> Path:
     # Only CPUs that multiply bfloat16 in hardware gain from it; the others would emulate it, slowly.
     half = f"training.bf16={'true' if torch.cpu._is_avx512_bf16_supported() else 'false'}"
 
-    print(f"1/3  Pretraining on Shakespeare, Milton, the World English Bible and Python's topics, into {folder}/pretrained")
+    print(
+        "1/3  Pretraining on Shakespeare, Milton, the World English Bible and Python's topics, "
+        f"into {folder / 'pretrained'}"
+    )
     pretrained = pretrain(recipe("pretrain"), [f"training.output_dir={folder / 'pretrained'}", half])
     runs: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     print(f"2/3  Fine-tuning on bible-paraphrase: {len(SEEDS)} seeds from these weights, {len(SEEDS)} from random ones")
@@ -124,7 +127,9 @@ def classify_pairs(folder: Path, count: int = 4) -> list[tuple[str, str, str, st
     """The first rows of the test: both texts, the right answer, the model's, and its probability."""
     task = load_task(TaskData(task="bible-paraphrase"))
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu")
+    classify = pipeline(
+        "text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu"
+    )
     rows = task.test.shuffle(seed=0).select(range(count))
     answers = [classify({"text": row["text"], "text_pair": row["pair"]}) for row in rows]
     names = task.label_names or []
@@ -152,7 +157,10 @@ def render(content: dict[str, Any], folder: Path) -> str:
     tuned = results.markdown_table(
         ["bible-paraphrase, books that pretraining held out", "test accuracy"],
         [
-            [f"fine-tuned from the pretrained weights, {seeds} seeds (lowest to highest)", spread(accuracy["finetuned"])],
+            [
+                f"fine-tuned from the pretrained weights, {seeds} seeds (lowest to highest)",
+                spread(accuracy["finetuned"]),
+            ],
             [f"the same from random weights, {seeds} seeds", spread(accuracy["from-random"])],
             ["majority class", baselines["majority"]],
             ["threshold on the number of shared words", baselines["shared_words"]],
@@ -169,7 +177,7 @@ def render(content: dict[str, Any], folder: Path) -> str:
     )
     return f"""# What the demo's Linformer learned
 
-{content["parameters"] / 1e6:.2f} M parameters, {content["device"]} with {content["threads"]} threads, {content["dtype"]}; \
+{content["parameters"] / 1e6:.2f} M parameters, {content["device"]}, {content["threads"]} threads, {content["dtype"]}; \
 pretraining {content["pretraining_seconds"]:.0f} s, fine-tuning {content["finetuning_seconds"]:.0f} s, \
 {content["wall_seconds"]:.0f} s in all.
 
@@ -204,9 +212,9 @@ def plot(path: Path, content: dict[str, Any], pretrained: dict[str, Any]) -> Non
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     history, masked = pretrained["history"], content["pretraining"]
-    for key, name, style in (("loss", "training (30 % masked)", "-"), ("eval_loss", "validation (15 % masked)", "o")):
+    for key, label, style in (("loss", "training (30 % masked)", "-"), ("eval_loss", "validation (15 % masked)", "o")):
         points = [(row["step"], row[key]) for row in history if key in row]
-        left.plot(*zip(*points, strict=True), style, label=name, linewidth=1.2, markersize=4)
+        left.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
     last = max(row["step"] for row in history)
     left.plot(last, masked["validation_loss"], "o", color="C1", markersize=4)
     unigram = results.loss_of(masked["unigram_perplexity"])
@@ -215,7 +223,7 @@ def plot(path: Path, content: dict[str, Any], pretrained: dict[str, Any]) -> Non
     left.legend()
     left.grid(alpha=0.3)
     names = {"finetuned": "pretrained\nweights", "from-random": "random\nweights"}
-    for place, (key, name) in enumerate(names.items()):
+    for place, key in enumerate(names):
         values = content["accuracy"][key]
         right.bar(place, statistics.mean(values), width=0.55, color=f"C{place}", alpha=0.6)
         right.plot([place] * len(values), values, "k.", markersize=5)

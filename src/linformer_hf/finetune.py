@@ -34,8 +34,8 @@ class FinetuneModel:
     """Section `model` of a fine-tuning recipe.
 
     Args:
-        checkpoint: folder or Hub name of a pretrained encoder (a Linformer, or any other that has a classification head).
-        random_weights: take only the checkpoint's configuration and tokenizer; what pretraining gains is the difference.
+        checkpoint: folder or Hub name of a pretrained encoder (a Linformer, or any other with such a head).
+        random_weights: take only the checkpoint's configuration and tokenizer, to see what pretraining gains.
         revision: commit, branch or tag of a Hub repository.
         attn_implementation: as in `from_pretrained`.
         hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout, classifier_pooling: override the

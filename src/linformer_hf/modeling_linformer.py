@@ -57,7 +57,7 @@ from .projection_linformer import LinformerProjection, RealTokens
 
 
 def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ignore_index: int | None = None) -> None:
-    """Raise a ValueError if an entry of `ids` lies outside [0, upper). Eager CPU tensors only (see the module's top)."""
+    """Raise a ValueError if an entry of `ids` lies outside [0, upper); eager CPU tensors only (see the top)."""
     if ids is None or ids.device.type != "cpu" or is_tracing(ids) or ids.numel() == 0:
         return
     bad = (ids < 0) | (ids >= upper)
@@ -99,7 +99,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The paper's equation 7 written out. query [B, H, N, D], key and value [B, H, K, D] -> [B, N, H, D], [B, H, N, K]."""
+    """The paper's equation 7. query [B, H, N, D], key and value [B, H, K, D] -> [B, N, H, D], [B, H, N, K]."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # [B, H, N, K]
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -127,7 +127,7 @@ class LinformerEmbeddings(nn.Module):
         inputs_embeds: torch.Tensor | None,
         tokens: RealTokens,
     ) -> torch.Tensor:
-        """-> [B, N, C]. Words at padding are replaced by zeros: whatever ids or embeddings stand there have no effect."""
+        """-> [B, N, C]. Words at padding are replaced by zeros, so whatever stands there has no effect."""
         if position_ids is None:
             position_ids = tokens.place
         words = tokens.select(self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds)
@@ -167,7 +167,8 @@ class LinformerSelfAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, N, C] -> [B, N, C], and the attention map [B, H, N, K] where the implementation gives it (eager)."""
-        projection = shared_projection if self.projection is None else self.projection
+        projection = self.projection or shared_projection
+        assert projection is not None
         query = projection.split_heads(self.query(hidden_states))  # [B, H, N, D]
         key, value, slot_bias = projection(hidden_states, self.key, self.value, tokens)  # [B, H, K, D]
 
@@ -355,7 +356,7 @@ class LinformerPreTrainedModel(PreTrainedModel):
         """Make the model read up to `new_num_position_embeddings` tokens.
 
         Positions and the learned E and F are interpolated linearly along the sequence (for `conv`, the kernel), so a
-        row of E keeps its sum. The projected length K stays. Pooled types have no E: their windows follow by themselves.
+        row of E keeps its sum. The projected length K stays. Pooled types have no E; their windows follow.
 
         Raises:
             ValueError: the new N is below a layer's K, or, for `conv`, no multiple of it. The model is unchanged then.
@@ -377,7 +378,8 @@ class LinformerPreTrainedModel(PreTrainedModel):
         )
         for module in base.modules():
             if isinstance(module, LinformerProjection) and module.weight is not None:
-                resized = module.resized(n)
+                resized: torch.Tensor | None = module.resized(n)
+                assert resized is not None
                 if isinstance(module.weight, nn.Parameter):
                     resized = nn.Parameter(resized, requires_grad=module.weight.requires_grad)
                 module.weight = resized
@@ -418,6 +420,7 @@ class LinformerModel(LinformerPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         given = input_ids if input_ids is not None else inputs_embeds
+        assert given is not None
         self._check_inputs(given, attention_mask, kwargs)
         check_range("input_ids", input_ids, self.embeddings.word_embeddings.num_embeddings, "the vocabulary")
         check_range("token_type_ids", token_type_ids, self.config.type_vocab_size, "type_vocab_size")
@@ -577,7 +580,7 @@ class LinformerForSequenceClassification(LinformerPreTrainedModel):
                 f"labels of shape {list(labels.shape)} do not fit problem_type={problem!r} with num_labels="
                 f"{self.num_labels}: give one number per row and label, {list(logits.shape)}, or set problem_type."
             )
-        compare = nn.functional.mse_loss
+        compare: Callable = nn.functional.mse_loss
         if problem == "multi_label_classification":
             compare = nn.functional.binary_cross_entropy_with_logits
         total = compare(logits.float(), labels.view_as(logits).float(), reduction="sum")

@@ -1,7 +1,8 @@
 """`linformer-hf pretrain RECIPE.yaml`: masked-language-model pretraining through Trainer.
 
 A recipe has the sections `model` (LinformerConfig, or a checkpoint to go on from), `data` (PretrainingData), `training`
-(TrainingArguments, verbatim) and, if wanted, `stages` (shorter rows first). The run leaves the model, its tokenizer and custom code, results.json, curve.png and README.md in
+(TrainingArguments, verbatim) and, if wanted, `stages` (shorter rows first). The run leaves the model, its tokenizer and
+custom code, results.json, curve.png and README.md in
 `training.output_dir`.
 """
 
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, se
 from . import results
 from .configuration_linformer import LinformerConfig
 from .data.corpus import PreparedCorpus, PretrainingData, prepare
-from .data.masking import EpochCallback, MaskedDataset, Masker, MaskedStream, pad_collate, unigram_baseline
+from .data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
 from .modeling_linformer import LinformerForMaskedLM
 from .recipe import Recipe, RecipeError, check_type, load_recipe
 
@@ -74,7 +75,7 @@ class Stage:
 
     Args:
         sequence_length: tokens in a row.
-        training: TrainingArguments that differ from the section `training`. Stages are not evaluated unless they say so.
+        training: TrainingArguments that differ from the section `training`; no evaluation unless they say so.
     """
 
     sequence_length: int
@@ -165,10 +166,29 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     folder = results.open_run(recipe.values("training").get("output_dir"), recipe.raw, resume)
     legs = plan(recipe, folder, length)
     set_seed(legs[-1].arguments.seed)
+    trainer, corpus, history, totals = train_legs(recipe, data, legs, n, resume)
+    evaluated = trainer.evaluate()
+    results.save_final(trainer, folder)
+    if trainer.is_world_process_zero():
+        totals["wall_seconds"] = time.time() - started
+        report(trainer, folder, recipe.raw, corpus, evaluated, history, totals)
+        for leg in legs[:-1]:
+            shutil.rmtree(leg.folder)
+        print(f"Pretrained model, curve and {results.RESULTS_FILE}: {folder.resolve()}")
+    return folder
 
+
+def train_legs(
+    recipe: Recipe, data: PretrainingData, legs: list[Leg], n: int, resume: bool
+) -> tuple[Trainer, PreparedCorpus, list[dict[str, Any]], dict[str, Any]]:
+    """Train every leg that is not finished yet; `n` is the model's longest input.
+
+    Returns:
+        The main leg's trainer and corpus, the log of all legs, and totals over all legs.
+    """
     model: LinformerForMaskedLM | None = None
     history: list[dict[str, Any]] = []
-    tokens, steps, seconds = 0, 0, 0.0
+    totals = {"trained_tokens": 0, "steps": 0, "train_seconds": 0.0}
     for leg in legs:
         with leg.arguments.main_process_first(desc="preparing the corpus"):
             corpus = prepare(data, leg.length)
@@ -184,29 +204,19 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
             record = {
                 "history": trainer.state.log_history,
                 "steps": trainer.state.global_step,
-                "seconds": metrics["train_runtime"],
-                "tokens": count_trained(trainer, leg.length),
+                "train_seconds": metrics["train_runtime"],
+                "trained_tokens": count_trained(trainer, leg.length),
             }
             if leg is not legs[-1] and trainer.is_world_process_zero():
                 trainer.save_model(str(leg.folder))
                 results.write_json(finished, record)
             leg.arguments.distributed_state.wait_for_everyone()
-        history += [{**row, "step": row["step"] + steps} for row in record["history"]]
-        tokens, steps, seconds = tokens + record["tokens"], steps + record["steps"], seconds + record["seconds"]
+        history += [{**row, "step": row["step"] + totals["steps"]} for row in record["history"]]
+        totals = {key: total + record[key] for key, total in totals.items()}
         if leg is not legs[-1]:  # a fresh object, as after a resume: Trainer has wrapped this one's forward
-            model = LinformerForMaskedLM.from_pretrained(
-                leg.folder, attn_implementation=values.get("attn_implementation")
-            )
-
-    evaluated = trainer.evaluate()
-    results.save_final(trainer, folder)
-    if trainer.is_world_process_zero():
-        totals = {"trained_tokens": tokens, "steps": steps, "train_seconds": seconds, "wall_seconds": time.time() - started}
-        report(trainer, folder, recipe.raw, corpus, evaluated, history, totals)
-        for leg in legs[:-1]:
-            shutil.rmtree(leg.folder)
-        print(f"Pretrained model, curve and {results.RESULTS_FILE}: {folder.resolve()}")
-    return folder
+            attention = recipe.values("model").get("attn_implementation")
+            model = LinformerForMaskedLM.from_pretrained(leg.folder, attn_implementation=attention)
+    return trainer, corpus, history, totals
 
 
 def _checkpoint_length(values: dict[str, Any]) -> int:
@@ -218,7 +228,9 @@ def _checkpoint_length(values: dict[str, Any]) -> int:
 def count_trained(trainer: Trainer, length: int) -> int:
     """Tokens that were trained on in this process since the start of the run, padding included."""
     args = trainer.args
-    return trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
+    return (
+        trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
+    )
 
 
 def build_trainer(
@@ -286,9 +298,7 @@ def report(
         "history": history,
     }
     title = f"Linformer, {content['parameters'] / 1e6:.1f} M parameters, N = {model.config.max_position_embeddings}"
-    results.plot_curve(
-        folder / results.CURVE_FILE, history, title, {"unigram baseline": baseline["loss"]}
-    )
+    results.plot_curve(folder / results.CURVE_FILE, history, title, {"unigram baseline": baseline["loss"]})
     results.write_text(folder / results.CARD_FILE, card(content, model.config, title))
     results.write_json(folder / results.RESULTS_FILE, content)
 

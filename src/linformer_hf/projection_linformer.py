@@ -118,8 +118,10 @@ class LinformerProjection(nn.Module):
     - `linear`, `fixed`: [S, K, N], or [2, H, K, N] where each head has its own (`projection_sharing="none"`).
     - `conv`: [S, w, C] with w = N / K. It weighs the layer's input; with `projection_sharing="none"` it weighs each
       head's own projected keys and values, so no kernel is shared between heads.
-    - `mean_pool`, `max_pool`: none.
+    - `mean_pool`, `max_pool`: None.
     """
+
+    weight: torch.Tensor
 
     def __init__(self, config: LinformerConfig, layer_idx: int = 0):
         super().__init__()
@@ -131,14 +133,13 @@ class LinformerProjection(nn.Module):
         self.per_head = config.projection_sharing == "none"
         self.boundary = config.boundary_slots
         self.log_count = config.log_count_bias
-        self.weight: torch.Tensor | None
         if self.projection_type in POOLED_TYPES:
-            self.weight = None
+            self.register_parameter("weight", None)
             return
         matrices = 1 if config.projection_sharing in ("key_value", "layerwise") else 2
         n = config.max_position_embeddings
         if self.projection_type == "conv":
-            shape = (matrices, n // self.slots, config.hidden_size)
+            shape: tuple[int, ...] = (matrices, n // self.slots, config.hidden_size)
         else:
             shape = (matrices, *([self.num_heads] if self.per_head else []), self.slots, n)
         if self.projection_type == "fixed" or config.freeze_projection:
@@ -147,7 +148,7 @@ class LinformerProjection(nn.Module):
             self.weight = nn.Parameter(torch.empty(shape))
 
     def initialize(self) -> None:
-        """Start `weight` as `projection_init` says. Goes through transformers' initialisers, which skip loaded tensors."""
+        """Start `weight` as `projection_init` says, by transformers' initialisers: they skip loaded tensors."""
         if self.weight is None:
             return
         rows, columns = self.weight.shape[-2:]
@@ -183,7 +184,7 @@ class LinformerProjection(nn.Module):
         return (stretched * scale).view(*weight.shape[:-1], n).to(self.weight.dtype)
 
     def forward(
-        self, hidden_states: torch.Tensor, key: nn.Module, value: nn.Module, tokens: RealTokens
+        self, hidden_states: torch.Tensor, key: nn.Linear, value: nn.Linear, tokens: RealTokens
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Project and shorten.
 
@@ -193,7 +194,8 @@ class LinformerProjection(nn.Module):
             tokens: where the real tokens stand.
 
         Returns:
-            K' and V', each [B, H, K, D], and a bias on the slots' logits, [B or 1, 1 or H, 1, K], or None if all are 0.
+            K' and V', each [B, H, K, D], and a bias on the slots' logits, [B or 1, 1 or H, 1, K],
+            or None if all are 0.
         """
         if self.projection_type in ("linear", "fixed"):
             slot, slot_bias = None, self.unreached_bias(tokens, hidden_states.dtype)
@@ -234,7 +236,7 @@ class LinformerProjection(nn.Module):
 
     def compress_heads(
         self,
-        linear: nn.Module,
+        linear: nn.Linear,
         hidden_states: torch.Tensor,
         tokens: RealTokens,
         slot: torch.Tensor | None,
@@ -302,10 +304,10 @@ class LinformerProjection(nn.Module):
         """
         if self.init != "mean_pool":
             return None
-        reached = (self.weight != 0).any(0)  # [K, N], or [H, K, N]
+        reached = self.weight.ne(0).any(0)  # [K, N], or [H, K, N]
         reached = reached if self.per_head else reached[None]
         columns = torch.arange(reached.shape[-1], device=reached.device)
-        first = torch.where(reached, columns, reached.shape[-1]).amin(-1)  # [1 or H, K], the first column that is not 0
+        first = torch.where(reached, columns, reached.shape[-1]).amin(-1)  # [1 or H, K], first column not 0
         length = tokens.length[:, None, None]
         empty = (first >= length) & (length > 0)  # [B or 1, 1 or H, K]
         if not is_tracing(empty) and not bool(empty.any()):

@@ -10,6 +10,7 @@ was quoted is refused rather than guessed at.
 import dataclasses
 import difflib
 import enum
+import inspect
 import re
 import sys
 import types
@@ -159,7 +160,7 @@ def fields_of(cls: type) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for owner in reversed(cls.__mro__):
         names = {**vars(typing), **vars(sys.modules[owner.__module__])}
-        for name, hint in owner.__dict__.get("__annotations__", {}).items():
+        for name, hint in inspect.get_annotations(owner).items():
             try:
                 hints[name] = eval(hint, names) if isinstance(hint, str) else hint  # our own or transformers' source
             except NameError:
@@ -175,7 +176,7 @@ def check_type(value: Any, hint: Any, where: str) -> None:
     """Raise a RecipeError unless `value`, as YAML gives it, fits the type `hint`."""
     if hint is Any or _fits(value, hint):
         return
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         _check_dataclass(value, hint, where)
         return
     if get_origin(hint) is list and isinstance(value, list):
@@ -262,7 +263,14 @@ def describe(hint: Any) -> str:
         return "null"
     if origin is list:
         return f"a list of {describe(get_args(hint)[0])}"
-    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", dict: "a mapping", list: "a list"}
+    names = {
+        int: "an integer",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        dict: "a mapping",
+        list: "a list",
+    }
     return names.get(origin or hint, "a mapping" if dataclasses.is_dataclass(hint) else str(hint))
 
 

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when the content of prepared folders changes: old ones are then not found any more
 # Prose ends a sentence with one of .!? and closing quotes before white space; a blank line ends one anywhere.
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n\s*\n")
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+|\n\s*\n")
 _TOKEN_FEATURES = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})  # lengths of sentences
 _ROW_FEATURES = Features({"input_ids": List(Value("int32"))})
 FILE_TYPES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -495,7 +495,7 @@ def _check_column(source: Source, columns: list[str] | None) -> None:
 
 
 def demo_documents() -> list[dict[str, Any]]:
-    """Shakespeare, Milton, the World English Bible and Python's topics; the books of `bible-paraphrase`'s test are held out."""
+    """Text of installed packages. The Bible books that `bible-paraphrase` tests on are held out."""
     documents = [
         *(("shakespeare and milton", name, text) for name, text in demo_texts.plays_and_poems()),
         *(("world english bible", book, text) for book, text in demo_texts.bible_books()),
@@ -547,7 +547,8 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
     if not packed.tokens:
         raise ValueError(f"{_titles(data)}: the first {data.validation_documents} documents hold no text.")
     train = IterableDataset.from_generator(
-        _stream_rows, gen_kwargs={"tokens": tokens.skip(data.validation_documents), "arguments": (data, length, tokenizer)}
+        _stream_rows,
+        gen_kwargs={"tokens": tokens.skip(data.validation_documents), "arguments": (data, length, tokenizer)},
     )
     head = Dataset.from_list(list(train.take(2000)), features=_ROW_FEATURES)
     if not len(head):
@@ -560,12 +561,18 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
         validation=Dataset.from_dict({"input_ids": rows}, features=_ROW_FEATURES),
         tokenizer=tokenizer,
         token_counts=count_tokens(head, tokenizer),
-        counts={"streaming": True, "row_length": length, "packing": data.packing, "rows": {"validation": asdict(packed)}},
+        counts={
+            "streaming": True,
+            "row_length": length,
+            "packing": data.packing,
+            "rows": {"validation": asdict(packed)},
+        },
     )
 
 
 def _stream_rows(tokens: IterableDataset, arguments: tuple) -> Iterator[dict[str, list[int]]]:
-    for row in _rows(tokens, *arguments, Packed()):
+    data, length, tokenizer = arguments
+    for row in _rows(tokens, data, length, tokenizer, Packed()):
         yield {"input_ids": row}
 
 

@@ -41,7 +41,14 @@ HUB_TASKS = {
     "imdb": Facts("stanfordnlp/imdb", None, "text", None, ("negative", "positive"), ("accuracy",), "test", 512),
     "sst2": Facts("nyu-mll/glue", "sst2", "sentence", None, ("negative", "positive"), ("accuracy",), "validation", 128),
     "qnli": Facts(
-        "nyu-mll/glue", "qnli", "question", "sentence", ("entailment", "not_entailment"), ("accuracy",), "validation", 256
+        "nyu-mll/glue",
+        "qnli",
+        "question",
+        "sentence",
+        ("entailment", "not_entailment"),
+        ("accuracy",),
+        "validation",
+        256,
     ),
     "qqp": Facts(
         "nyu-mll/glue",
@@ -57,9 +64,7 @@ HUB_TASKS = {
 # Guides training only. Five books, none of them in the test.
 VALIDATION_BOOKS = ("Judges", "Ezra", "Jonah", "Acts", "Colossians")
 SNIPPETS = "vaderSentiment-2.5.tar.gz"
-SNIPPETS_COMMAND = (
-    "pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==2.5 (the sdist; the wheel lacks them)"
-)
+SNIPPETS_COMMAND = "pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==2.5"
 
 
 @dataclass
@@ -159,7 +164,8 @@ def load_task(data: TaskData) -> LoadedTask:
         if len(seen) < 2:
             raise ValueError(
                 f"task {task.name!r} has a single class ({', '.join(task.label_names[i] for i in seen)}) in its "
-                f"{len(task.train):,} training rows: there is nothing to learn. Check label_column={data.label_column!r}."
+                f"{len(task.train):,} training rows: there is nothing to learn. Check "
+                f"label_column={data.label_column!r}."
             )
         task.baselines = baselines(task)
     return task
@@ -274,11 +280,12 @@ def _bible_paraphrase() -> LoadedTask:
 
 
 def _movie_snippets(data: TaskData) -> LoadedTask:
-    """Sentences of film reviews with the mean rating of 20 people (-4 to 4); those within 0.5 of neutral are left out."""
+    """Sentences of film reviews with the mean rating of 20 people (-4 to 4), without those near 0."""
     path = Path(data.path or SNIPPETS).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f"the rows of movie-snippets are not at {str(path)!r}: run `{SNIPPETS_COMMAND}` and set data.path to the "
+            f"the rows of movie-snippets are not at {str(path)!r}: run `{SNIPPETS_COMMAND}` (the "
+            "wheel lacks them) and set data.path to the "
             f"file {SNIPPETS}."
         )
     inner, member = "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz", "hutto_ICWSM_2014/"
@@ -299,13 +306,11 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     except KeyError:
         member = None
     if member is None:
-        raise ValueError(f"{archive.name} holds no {name}; it must be {SNIPPETS} ({SNIPPETS_COMMAND}).")
+        raise ValueError(f"{archive.name!r} holds no {name}; it must be {SNIPPETS} ({SNIPPETS_COMMAND}).")
     return member.read()
 
 
-def tokenize_task(
-    task: LoadedTask, tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> dict[str, Dataset]:
+def tokenize_task(task: LoadedTask, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> dict[str, Dataset]:
     """Splits with the tokenizer's columns and `label`; the number of truncated rows goes into `task.counts`."""
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -317,7 +322,11 @@ def tokenize_task(
     for split in ("train", "validation", "test"):
         rows: Dataset = getattr(task, split)
         splits[split] = rows.map(
-            encode, batched=True, remove_columns=rows.column_names, load_from_cache_file=False, desc=f"tokenising {split}"
+            encode,
+            batched=True,
+            remove_columns=rows.column_names,
+            load_from_cache_file=False,
+            desc=f"tokenising {split}",
         )
         if max_length is not None:
             full = sum(len(ids) >= max_length for ids in splits[split]["input_ids"])
@@ -327,7 +336,7 @@ def tokenize_task(
 
 
 def baselines(task: LoadedTask) -> dict[str, float]:
-    """Test accuracy of the majority class and, for pairs of two classes, of word overlap (thresholds from training rows).
+    """Test accuracy of the majority class and, for pairs, of word overlap (thresholds from training rows).
 
     `shared_words` counts the words that two texts share; `word_overlap` divides them by the words of either (Jaccard).
     """
