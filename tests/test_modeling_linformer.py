@@ -281,7 +281,9 @@ def test_a_row_without_real_tokens_is_finite_and_leaves_its_neighbours_alone(sha
     assert output.last_hidden_state.isfinite().all()
     assert output.pooler_output.isfinite().all()
     if dtype == torch.float32:
-        torch.testing.assert_close(output.last_hidden_state[0], model(ids[:1]).last_hidden_state[0], atol=5e-5, rtol=5e-5)
+        torch.testing.assert_close(
+            output.last_hidden_state[0], model(ids[:1]).last_hidden_state[0], atol=5e-5, rtol=5e-5
+        )
     output.last_hidden_state[mask.bool()].float().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
@@ -369,6 +371,28 @@ def test_e_starts_with_the_papers_deviation_and_not_with_the_models(kind, sharin
             assert weight.std().item() == pytest.approx(1 / 8, rel=0.03)
             assert weight.mean().item() == pytest.approx(0, abs=0.01)
     assert loaded.encoder.layer[0].attention.self.key.weight.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["linear", "fixed", "conv"])
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_every_initialisation_starts_as_its_formula_says(kind, sharing):
+    """N = 512, K = 64, windows of 8 tokens. For `conv` the fan is the kernel of 8 taps."""
+    sizes = {"max_position_embeddings": 512, "projected_length": 64, "hidden_size": 256, "num_hidden_layers": 1}
+    options = {**sizes, "projection_type": kind, "projection_sharing": sharing}
+
+    def started(init: str) -> torch.Tensor:
+        (weight,) = projection_weights(LinformerModel(tiny_config(projection_init=init, **options))).values()
+        return weight.detach()
+
+    normal = started("normal")
+    assert normal.std().item() == pytest.approx(math.sqrt(1 / 8 if kind == "conv" else 1 / 64), rel=0.06)
+    xavier = started("xavier")
+    bound = math.sqrt(6 / (8 + 8 if kind == "conv" else 512 + 64)) / math.sqrt(2)
+    assert 0.97 * bound < xavier.abs().max().item() <= bound * (1 + 1e-6)
+    assert xavier.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.06)
+    windows = torch.full((8, 256), 1 / 8) if kind == "conv" else torch.eye(64).repeat_interleave(8, dim=1) / 8
+    pooled = started("mean_pool")
+    assert torch.equal(pooled, windows.expand_as(pooled))
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)

@@ -190,6 +190,8 @@ class LinformerSelfAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
+        if weights is not None and weights.shape[-1] < projection.slots:  # the slots that a short input leaves empty
+            weights = nn.functional.pad(weights, (0, projection.slots - weights.shape[-1]))
         return output.reshape(*hidden_states.shape).contiguous(), weights
 
 

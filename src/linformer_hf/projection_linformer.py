@@ -194,14 +194,19 @@ class LinformerProjection(nn.Module):
             tokens: where the real tokens stand.
 
         Returns:
-            K' and V', each [B, H, K, D], and a bias on the slots' logits, [B or 1, 1 or H, 1, K],
-            or None if all are 0.
+            K' and V', each [B, H, K, D], and a bias on the slots' logits, [B or 1, 1 or H, 1, K], or None if all are
+            0. Windows over an input of N <= K tokens fill N slots only, and only these are returned.
         """
         if self.projection_type in ("linear", "fixed"):
             slot, slot_bias = None, self.unreached_bias(tokens, hidden_states.dtype)
         elif self.projection_type == "conv":
             slot = tokens.place // self.weight.shape[1]
             slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
+        elif not torch.compiler.is_exporting() and hidden_states.shape[1] <= self.slots:
+            # One token per slot: full attention over the real tokens. An exported graph keeps the general form, which
+            # holds for every length.
+            short = tokens.to_front(hidden_states)  # [B, N, C]
+            return self.split_heads(key(short)), self.split_heads(value(short)), self.short_bias(tokens, short.dtype)
         else:
             slot = adaptive_slots(tokens, self.slots, self.boundary)
             slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
@@ -225,6 +230,9 @@ class LinformerProjection(nn.Module):
             return compressed.view(batch, -1, self.slots, channels)
         if self.projection_type == "max_pool":
             return self.max_pool(hidden_states, tokens, slot)[:, None]
+        even = tokens.mask is None and not self.boundary and not torch.compiler.is_exporting()
+        if self.projection_type == "mean_pool" and even and length % self.slots == 0:
+            return hidden_states.unflatten(1, (self.slots, -1)).mean(2)[:, None]  # the same, without the matmul
         windows = self.windows(slot, tokens)[:, None]  # [B or 1, 1, K, N]
         selected = tokens.select(hidden_states)[:, None]  # [B, 1, N, C]
         if self.projection_type == "conv":
@@ -296,6 +304,16 @@ class LinformerProjection(nn.Module):
         bias = count.clamp(min=1).log() if self.log_count else torch.zeros_like(count)
         empty = (count == 0) & (tokens.length > 0)[:, None]
         return bias.to(dtype).masked_fill(empty, torch.finfo(dtype).min)[:, None, None]
+
+    @staticmethod
+    def short_bias(tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor | None:
+        """[B, 1, 1, N]: the lowest finite number on the places behind a row's real tokens; None without a mask."""
+        if tokens.mask is None:
+            return None
+        length = tokens.length[:, None]
+        empty = (torch.arange(tokens.mask.shape[-1], device=length.device) >= length) & (length > 0)  # [B, N]
+        bias = torch.zeros(empty.shape, dtype=dtype, device=empty.device)
+        return bias.masked_fill(empty, torch.finfo(dtype).min)[:, None, None]
 
     def unreached_bias(self, tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor | None:
         """[B or 1, 1 or H, 1, K]: the lowest finite number on slots whose E and F are 0 at every real token of a row.

@@ -30,14 +30,16 @@ class RecipeError(ValueError):
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2 floats and without silently doubled keys."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise RecipeError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice; keep one.")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # before `<<: *name` is filled in, which may be overridden
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    line = key.start_mark.line + 1
+                    raise RecipeError(f"line {line}: the key {key.value!r} is given twice; keep one.")
+                seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -59,7 +59,7 @@ class Masker:
 
     def __call__(self, ids: Sequence[int], epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Input ids and labels ([n] each, labels -100 where nothing is predicted) of row `index` in `epoch`."""
-        inputs = np.asarray(ids, dtype=np.int64)
+        inputs = np.array(ids, dtype=np.int64)  # a copy: it is written to
         generator = np.random.default_rng((self.seed, epoch, index))
         draw = generator.random((2, len(inputs)))
         if self.continues is not None:

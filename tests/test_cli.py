@@ -1,0 +1,157 @@
+"""The command line: exit status, one line for what the user can put right, and verbs that are imported when called."""
+
+import subprocess
+import sys
+
+import pytest
+
+from linformer_hf import cli
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Verbs record their arguments instead of running; setting `calls.error` lets the next one fail."""
+
+    class Calls(list):
+        error: BaseException | None = None
+
+        def module(self, name, package):
+            assert package == "linformer_hf"
+            verb = name.removeprefix(".")
+
+            def run(*positional, **named):
+                if self.error:
+                    raise self.error
+                self.append((verb, positional, named))
+
+            return type("Module", (), {verb: staticmethod(run)})
+
+    recorder = Calls()
+    monkeypatch.setattr(cli.importlib, "import_module", recorder.module)
+    return recorder
+
+
+def stopped(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    return stop.value.code
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+@pytest.mark.parametrize(
+    ("arguments", "overrides", "resume"),
+    [
+        (["r.yaml"], [], False),
+        (["r.yaml", "--resume"], [], True),
+        (["--resume", "r.yaml", "a.b=1"], ["a.b=1"], True),
+        (["r.yaml", "a.b=1", "--resume", "c.d=x=y"], ["a.b=1", "c.d=x=y"], True),
+        (["r.yaml", "--resume", "--traceback", "a.b=-1", "c.d=[1, 2]"], ["a.b=-1", "c.d=[1, 2]"], True),
+    ],
+)
+def test_options_stand_before_or_after_overrides(calls, verb, arguments, overrides, resume):
+    assert cli.main([verb, *arguments]) == 0
+    assert calls == [(verb, ("r.yaml", overrides), {"resume": resume})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output", "force"),
+    [([], "runs/demo", False), (["--force"], "runs/demo", True), (["--output", "x", "--force"], "x", True)],
+)
+def test_demo_passes_its_options(calls, arguments, output, force):
+    assert cli.main(["demo", *arguments]) == 0
+    assert calls == [("demo", (output,), {"force": force})]
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, FileExistsError, ConnectionError])
+def test_what_the_user_can_put_right_is_one_line_and_status_2(calls, capsys, error):
+    calls.error = error("no files at 'x';\n  give a file.")
+    assert cli.main(["pretrain", "r.yaml"]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "error: no files at 'x'; give a file.\n")
+
+
+def test_traceback_shows_where_it_arose(calls):
+    calls.error = ValueError("wrong")
+    with pytest.raises(ValueError, match="wrong"):
+        cli.main(["pretrain", "r.yaml", "--traceback"])
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, AttributeError, KeyboardInterrupt])
+def test_a_fault_of_the_program_is_not_hidden(calls, error):
+    calls.error = error()
+    with pytest.raises(error):
+        cli.main(["pretrain", "r.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "VERB"),
+        (["pretrian", "r.yaml"], "pretrian"),
+        (["pretrain"], "RECIPE.yaml"),
+        (["pretrain", "r.yaml", "--resum3"], "--resum3"),
+        (["pretrain", "r.yaml", "a.b=1", "--typo", "c.d=2"], "--typo"),
+        (["demo", "x"], "unrecognized arguments: x"),
+        (["demo", "--resume"], "--resume"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(calls, capsys, arguments, words):
+    assert stopped(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert words in printed.err
+    assert "--help" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not calls
+
+
+def test_errors_of_a_real_verb_arrive(capsys, tmp_path):
+    missing = tmp_path / "none.yaml"
+    for verb in ("pretrain", "finetune"):
+        assert cli.main([verb, str(missing)]) == 2
+        assert capsys.readouterr().err == f"error: {missing}: there is no such recipe file.\n"
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {sources: [{kind: files, path: x}]}\ntraining: {max_stepz: 1}\n", encoding="utf-8")
+    assert cli.main(["pretrain", str(recipe)]) == 2
+    assert capsys.readouterr().err == "error: unknown key 'training.max_stepz'. Did you mean 'max_steps'?\n"
+    with pytest.raises(ValueError, match="max_stepz"):
+        cli.main(["pretrain", "--traceback", str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("verb", "named"),
+    [
+        ("pretrain", ["RECIPE.yaml", "section.key=value", "--resume", "--traceback"]),
+        ("finetune", ["RECIPE.yaml", "section.key=value", "--resume", "--traceback"]),
+        ("demo", ["--output FOLDER", "runs/demo", "--force", "--traceback"]),
+    ],
+)
+def test_help_of_a_verb_names_its_arguments_and_imports_no_verb(calls, capsys, monkeypatch, verb, named):
+    def refuse(*_):
+        raise AssertionError("--help imported a verb")
+
+    monkeypatch.setattr(cli.importlib, "import_module", refuse)
+    assert stopped(verb, "--help") == 0
+    text = capsys.readouterr().out
+    for words in named:
+        assert words in text
+
+
+def test_every_verb_is_a_function_of_its_module():
+    text = cli.build_parser().format_help()
+    for verb in (*cli.RECIPE_VERBS, "demo"):
+        assert f"\n    {verb} " in text
+        module = __import__(f"linformer_hf.{verb}", fromlist=[verb])
+        assert callable(getattr(module, verb))
+
+
+def test_python_m_lists_the_verbs():
+    command = [sys.executable, "-X", "importtime", "-m", "linformer_hf", "--help"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    for verb in ("pretrain", "finetune", "demo"):
+        assert f"\n    {verb} " in ran.stdout
+    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
+    assert "linformer_hf.cli" in imported
+    assert not imported & {f"linformer_hf.{name}" for name in ("pretrain", "finetune", "demo", "results", "data")}
