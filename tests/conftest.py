@@ -23,10 +23,10 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
-WORDS = (
+VOCABULARY = (
     "the a river mountain keeper painter walked walking stood under over quietly Straße café naïve Björn Zoë old new "
     "lantern harbour stone window letter reading written unreadable rewritten garden gardener and or with without 42"
-).split()
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,10 +39,10 @@ def one_thread():
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory) -> Path:
     """A folder with 12 text files of 40 sentences in four paragraphs; the sentences are different everywhere."""
-    folder, generator = tmp_path_factory.mktemp("texts"), random.Random(0)
+    folder, generator, words = tmp_path_factory.mktemp("texts"), random.Random(0), VOCABULARY.split()
     for number in range(12):
         sentences = [
-            " ".join([*generator.choices(WORDS, k=generator.randint(3, 9)), f"{number}x{i}."]) for i in range(40)
+            " ".join([*generator.choices(words, k=generator.randint(3, 9)), f"{number}x{i}."]) for i in range(40)
         ]
         paragraphs = [" ".join(sentences[start : start + 10]) for start in range(0, 40, 10)]
         (folder / f"{number:02}.txt").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")

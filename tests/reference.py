@@ -122,7 +122,10 @@ SHARINGS = ("none", "headwise", "key_value", "layerwise")
 INITS = ("normal", "xavier", "mean_pool")
 # Every projection with every way of sharing (learned types) or every window option (pooled types).
 SHAPES = [
-    *({"projection_type": t, "projection_sharing": s} for t, s in itertools.product(("linear", "fixed", "conv"), SHARINGS)),
+    *(
+        {"projection_type": t, "projection_sharing": s}
+        for t, s in itertools.product(("linear", "fixed", "conv"), SHARINGS)
+    ),
     *(
         {"projection_type": t, "log_count_bias": bias, "boundary_slots": boundary}
         for t, bias, boundary in itertools.product(("mean_pool", "max_pool"), (False, True), (False, True))

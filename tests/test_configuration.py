@@ -7,10 +7,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reference import TYPES, tiny_config
 from transformers import AutoConfig
 
 from linformer_hf import LinformerConfig, LinformerModel
+from reference import TYPES, tiny_config
 
 
 POOLED = ("mean_pool", "max_pool")

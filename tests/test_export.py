@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from reference import TYPES, name_of, tiny_batch, tiny_model
 
 from linformer_hf import LinformerForMaskedLM, LinformerForSequenceClassification
+from reference import TYPES, name_of, tiny_batch, tiny_model
 
 
 PER_HEAD = [{"projection_type": kind, "projection_sharing": "none"} for kind in ("linear", "conv")]

@@ -11,7 +11,6 @@ import copy
 
 import pytest
 import torch
-from reference import tiny_model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
@@ -22,6 +21,7 @@ from linformer_hf import (
     LinformerForSequenceClassification,
     LinformerForTokenClassification,
 )
+from reference import tiny_model
 
 
 ROWS = 8

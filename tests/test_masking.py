@@ -109,9 +109,7 @@ def test_masks_do_not_depend_on_order_batch_or_the_way_rows_are_fetched(wordpiec
     for workers in (0, 2):
         loader = DataLoader(dataset, batch_size=8, num_workers=workers, collate_fn=collate)
         loaded = [
-            pair
-            for batch in loader
-            for pair in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
+            pair for batch in loader for pair in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
         ]
         assert dict(enumerate(loaded)) == expected
 
@@ -228,7 +226,7 @@ def test_bad_fractions_are_refused(fractions):
 
 
 def test_whole_words_need_a_vocabulary_that_marks_them():
-    with pytest.raises(ValueError, match="whole_word_masking needs a WordPiece .* 'fake' is neither"):
+    with pytest.raises(ValueError, match=r"whole_word_masking needs a WordPiece .* 'fake' is neither"):
         Masker(fake_tokenizer(), 0, whole_word=True)
 
 

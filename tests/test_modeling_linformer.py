@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import SHAPES, SHARINGS, TYPES, VARIANTS, encode_row, name_of, tiny_batch, tiny_config, tiny_model
 from safetensors import safe_open
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
@@ -22,6 +21,7 @@ from linformer_hf import (
     LinformerForTokenClassification,
     LinformerModel,
 )
+from reference import SHAPES, SHARINGS, TYPES, VARIANTS, encode_row, name_of, tiny_batch, tiny_config, tiny_model
 
 
 HEADS = (
@@ -576,6 +576,15 @@ def test_resizing_keeps_the_row_sums_of_e(kind, size):
     model.resize_position_embeddings(size)
     for name, weight in projection_weights(model).items():
         torch.testing.assert_close(weight.sum(-1), before[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [40, 30, 10])
+def test_resizing_a_convolution_keeps_a_mean_a_mean(size):
+    """The kernel of `mean_pool` holds 1 / w at each of its w = N / K taps, whatever N is."""
+    model = tiny_model(projection_type="conv", projection_init="mean_pool")
+    model.resize_position_embeddings(size)
+    for weight in projection_weights(model).values():
+        torch.testing.assert_close(weight.detach(), torch.full((1, size // 5, 16), 5 / size))
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,8 @@ def test_text_that_is_not_utf8_is_named(load):
 
 
 @pytest.mark.parametrize(
-    "text", ["main: {steps: 1", "main:\n\tsteps: 1", "main: [}", "main: !!python/name:os.system {}", "a: *b", "{[1]: 2}"]
+    "text",
+    ["main: {steps: 1", "main:\n\tsteps: 1", "main: [}", "main: !!python/name:os.system {}", "a: *b", "{[1]: 2}"],
 )
 def test_broken_yaml_is_refused_in_one_line(load, text):
     message = refused(load, text)
@@ -256,7 +257,7 @@ def test_the_real_sections_refuse_in_their_own_words(load):
         recipe.build("model")
     training = "training: {eval_strategy: steps, load_best_model_at_end: true, save_strategy: epoch}"
     recipe = load(head + training, sections=sections)
-    with pytest.raises(RecipeError, match="^section 'training': "):
+    with pytest.raises(RecipeError, match=r"^section 'training': "):
         recipe.build("training", output_dir="x")
     recipe = load("data: {sources: [{kind: files}]}", sections=sections)
     with pytest.raises(RecipeError, match=r"^section 'data.sources\[0\]': a source of kind 'files' needs 'path'\.$"):
@@ -264,7 +265,7 @@ def test_the_real_sections_refuse_in_their_own_words(load):
     message = refused(load, head + "training: {learning_rat: 1}", sections=sections)
     assert message == "unknown key 'training.learning_rat'. Did you mean 'learning_rate'?"
     recipe = load(head + "training: {lr_scheduler_type: liner}", sections=sections)
-    with pytest.raises(RecipeError, match="^section 'training': 'liner' is not a valid SchedulerType"):
+    with pytest.raises(RecipeError, match=r"^section 'training': liner is not a valid SchedulerType"):
         recipe.build("training", output_dir="x")
     message = refused(load, "data: {sources: [{kind: file, path: x}]}", sections=sections)
     assert message.startswith("data.sources[0].kind must be one of hub, files, demo, got the text 'file'.")

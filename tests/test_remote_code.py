@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from reference import tiny_batch, tiny_model
 
 import linformer_hf
+from reference import tiny_batch, tiny_model
 
 
 HEADS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")

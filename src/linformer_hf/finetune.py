@@ -118,7 +118,8 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing the task"):
         task = load_task(data)
-        model, tokenizer = load_model(model_section, task)
+        with results.loading(model_section.checkpoint):
+            model, tokenizer = load_model(model_section, task)
         limit = getattr(model.config, "max_position_embeddings", None)
         if limit is not None and data.max_length is not None and data.max_length > limit:
             raise ValueError(

@@ -126,7 +126,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Linformer
     if checkpoint is None:
         values.pop("attn_implementation", None)
         return LinformerForMaskedLM._from_config(build_config(values, tokenizer), attn_implementation=attention)
-    model = LinformerForMaskedLM.from_pretrained(checkpoint, **values)
+    with results.loading(checkpoint):
+        model = LinformerForMaskedLM.from_pretrained(checkpoint, **values)
     if len(tokenizer) > model.config.vocab_size:
         raise RecipeError(
             f"the tokenizer has {len(tokenizer)} tokens, the checkpoint {checkpoint!r} only {model.config.vocab_size}. "
@@ -221,7 +222,8 @@ def train_legs(
 
 def _checkpoint_length(values: dict[str, Any]) -> int:
     if values.get("checkpoint"):
-        return LinformerConfig.from_pretrained(values["checkpoint"]).max_position_embeddings
+        with results.loading(values["checkpoint"]):
+            return LinformerConfig.from_pretrained(values["checkpoint"]).max_position_embeddings
     return LinformerConfig.max_position_embeddings
 
 

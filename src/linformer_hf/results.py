@@ -3,6 +3,7 @@
 Every file is written beside its place and then renamed, and results.json comes last: a folder that has it is whole.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,16 @@ def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) ->
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECIPE_FILE, recipe)
     return folder
+
+
+@contextlib.contextmanager
+def loading(checkpoint: str) -> Iterator[None]:
+    """Turn what `from_pretrained` raises into a ValueError that names the checkpoint: few of its errors do."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the checkpoint {checkpoint!r} cannot be loaded: {reason}") from error
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

@@ -26,7 +26,13 @@ from datasets import Dataset, Features, IterableDataset, List, Value, load_datas
 from datasets.arrow_writer import ArrowWriter
 from tokenizers import normalizers
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+)
 
 from . import demo_texts
 from .packing import Packed, pack, split_tokens
@@ -333,6 +339,13 @@ def train_tokenizer(texts: Iterable[str], data: PretrainingData) -> PreTrainedTo
             texts = (text.lower() for text in texts)
             base.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer = base.train_new_from_iterator(texts, data.vocab_size, show_progress=True)
+    if data.tokenizer_type == "byte_level_bpe" and data.lowercase:
+        # RobertaTokenizer builds itself anew when it is loaded, without a normalizer; this class keeps what is saved.
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer,
+            model_input_names=tokenizer.model_input_names,
+            **tokenizer.special_tokens_map,
+        )
     logger.info("trained a %s tokenizer of %s tokens", data.tokenizer_type, f"{len(tokenizer):,}")
     return tokenizer
 
@@ -422,7 +435,11 @@ def _load(source: Source, streaming: bool) -> Any:
         for file in files:
             check_utf8(file)
     options = {"sample_by": source.sample_by} if kind == "text" else {}
-    return load_dataset(kind, data_files=[str(file) for file in files], split="train", streaming=streaming, **options)
+    names = [str(file) for file in files]
+    try:
+        return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise ValueError(f"{source.path} cannot be read as {kind}: {error.__cause__ or error}") from error
 
 
 def load_hub(name: str, config: str | None, split: str, revision: str | None, streaming: bool = False) -> Any:
@@ -477,8 +494,10 @@ def check_utf8(file: Path) -> None:
             try:
                 decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
+                # The decoder counts from the bytes that it kept of a character begun in the block before.
+                place = offset - len(decoder.getstate()[0]) + error.start
                 raise ValueError(
-                    f"{file} is not UTF-8: byte {offset + error.start:,} cannot be read ({error.reason}). Convert it, "
+                    f"{file} is not UTF-8: byte {place:,} cannot be read ({error.reason}). Convert it, "
                     "for example with: iconv -f LATIN1 -t UTF-8."
                 ) from None
             if not block:
@@ -550,7 +569,8 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
         _stream_rows,
         gen_kwargs={"tokens": tokens.skip(data.validation_documents), "arguments": (data, length, tokenizer)},
     )
-    head = Dataset.from_list(list(train.take(2000)), features=_ROW_FEATURES)
+    first = [row["input_ids"] for row in train.take(2000)]
+    head = Dataset.from_dict({"input_ids": first}, features=_ROW_FEATURES)
     if not len(head):
         raise ValueError(
             f"{_titles(data)} holds no document beyond the first {data.validation_documents}, which are held out: "
