@@ -772,7 +772,7 @@ def test_labels_out_of_range_are_refused(head, labels, message):
 
 def test_choices_out_of_range_are_refused():
     model = tiny_model(LinformerForMultipleChoice)
-    with pytest.raises(ValueError, match="labels holds 2.*num_choices=2.*0 to 1"):
+    with pytest.raises(ValueError, match=r"labels holds 2.*num_choices=2.*0 to 1"):
         model(**head_inputs(type(model)), labels=torch.tensor([0, 2]))
 
 
