@@ -285,7 +285,7 @@ def test_another_recipe_is_another_corpus(texts, settings, change):
 
 
 def prepare_together(data: PretrainingData, barrier, counts) -> None:
-    barrier.wait(60)
+    barrier.wait(20)
     counts.put(len(prepare(data, LENGTH).train))
 
 
@@ -296,14 +296,14 @@ def test_two_processes_may_prepare_the_same_corpus(texts, settings, tmp_path, mo
     write = corpus_module._write_rows
 
     def write_rows(*arguments):  # both have found no rows when either writes them
-        packing.wait(60)
+        packing.wait(20)
         write(*arguments)
 
     tokenizing = context.Barrier(2)
     write_documents = corpus_module._write_documents
 
     def write_both(*arguments):
-        tokenizing.wait(60)
+        tokenizing.wait(20)
         write_documents(*arguments)
 
     monkeypatch.setattr(corpus_module, "_write_rows", write_rows)
@@ -312,7 +312,7 @@ def test_two_processes_may_prepare_the_same_corpus(texts, settings, tmp_path, mo
     for process in running:
         process.start()
     for process in running:
-        process.join(60)
+        process.join(50)
         process.kill()
     assert [process.exitcode for process in running] == [0, 0]
     monkeypatch.undo()

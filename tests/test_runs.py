@@ -85,11 +85,18 @@ def finetuning(pretrained, place) -> str:
     rows = [
         f"{'river' if i % 2 else 'stone'} number {i} of the garden,{'water' if i % 2 else 'rock'}" for i in range(80)
     ]
-    (place / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    tests = [row if i % 3 else row.replace("rock", "water") for i, row in enumerate(rows[:9])]  # two are wrong
+    for name, lines in (("rows", rows), ("tests", tests)):
+        (place / f"{name}.csv").write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return write_recipe(
         place / "finetune.yaml",
         model={"checkpoint": str(pretrained)},
-        data={"task": "files", "train_file": str(place / "rows.csv"), "validation_fraction": 0.1},
+        data={
+            "task": "files",
+            "train_file": str(place / "rows.csv"),
+            "test_file": str(place / "tests.csv"),
+            "validation_fraction": 0.1,
+        },
         training={**TRAINING, "max_steps": 12},
     )
 
@@ -145,6 +152,26 @@ def interrupt(monkeypatch):
         assert not (folder / "results.json").exists()
 
     return until
+
+
+@pytest.fixture
+def resumed(monkeypatch):
+    """`resumed(verb, recipe, overrides, steps)` resumes and checks how many optimizer steps that took."""
+
+    def run(verb, recipe: str, overrides: list[str], steps: int) -> Path:
+        whole, taken = DefaultFlowCallback.on_step_end, []
+
+        def on_step_end(self, args, state, control, **named):
+            taken.append(state.global_step)
+            return whole(self, args, state, control, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DefaultFlowCallback, "on_step_end", on_step_end)
+            folder = verb(recipe, overrides, resume=True)
+        assert len(taken) == steps
+        return folder
+
+    return run
 
 
 def error_line(capsys, *arguments: str) -> str:
@@ -308,11 +335,23 @@ def test_results_of_finetuning(finetuned):
         "validation_rows",
     }
     data = results["data"]
-    assert (data["train_rows"], data["validation_rows"], data["test_rows"]) == (65, 7, 8)
+    assert (data["train_rows"], data["validation_rows"], data["test_rows"]) == (72, 8, 9)
     assert data["max_length"] == N
     assert data["test_rows_at_max_length"] == 0
-    assert (results["metrics"]["test_rows"], results["metrics"]["validation_rows"]) == (8, 7)
+    assert (results["metrics"]["test_rows"], results["metrics"]["validation_rows"]) == (9, 8)
     assert set(results["baselines"]) == {"majority"}
+
+
+def test_the_test_numbers_are_those_of_the_saved_model(finetuned, place):
+    model = AutoModelForSequenceClassification.from_pretrained(finetuned).eval()
+    tokenizer, hits = AutoTokenizer.from_pretrained(finetuned), 0
+    lines = (place / "tests.csv").read_text(encoding="utf-8").splitlines()[1:]
+    for text, label in (line.split(",") for line in lines):
+        with torch.no_grad():
+            answer = model(**tokenizer(text, return_tensors="pt")).logits.argmax().item()
+        hits += model.config.id2label[answer] == label
+    assert 0 < hits < len(lines) == 9  # so it is no share of the 8 validation rows
+    assert results_of(finetuned)["metrics"]["test_accuracy"] == pytest.approx(hits / 9)
 
 
 @pytest.mark.parametrize("run", ["pretrained", "finetuned"])
@@ -383,46 +422,46 @@ def test_a_file_is_no_folder(capsys, pretraining, tmp_path):
 # Resuming
 
 
-def test_pretraining_resumes_exactly(pretraining, pretrained, interrupt, tmp_path):
+def test_pretraining_resumes_exactly(pretraining, pretrained, interrupt, resumed, tmp_path):
     overrides = [f"training.output_dir={tmp_path / 'run'}"]
     interrupt(lambda: pretrain(pretraining, overrides), 9, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint-8").is_dir()
-    assert_same_run(pretrain(pretraining, overrides, resume=True), pretrained)
+    assert_same_run(resumed(pretrain, pretraining, overrides, 4), pretrained)
 
 
-def test_pretraining_resumes_within_a_stage(pretraining, pretrained, interrupt, tmp_path):
+def test_pretraining_resumes_within_a_stage(pretraining, pretrained, interrupt, resumed, tmp_path):
     overrides = [f"training.output_dir={tmp_path / 'run'}"]
     interrupt(lambda: pretrain(pretraining, overrides), 5, tmp_path / "run" / "stage-1")
     assert (tmp_path / "run" / "stage-1" / "checkpoint-4").is_dir()
     assert not (tmp_path / "run" / "stage-1" / "stage.json").exists()
-    assert_same_run(pretrain(pretraining, overrides, resume=True), pretrained)
+    assert_same_run(resumed(pretrain, pretraining, overrides, 14), pretrained)
 
 
 def test_pretraining_resumes_after_a_stage_and_before_the_first_checkpoint(
-    pretraining, pretrained, interrupt, tmp_path, caplog
+    pretraining, pretrained, interrupt, resumed, tmp_path, caplog
 ):
     overrides = [f"training.output_dir={tmp_path / 'run'}"]
     interrupt(lambda: pretrain(pretraining, overrides), 2, tmp_path / "run")
     assert (tmp_path / "run" / "stage-1" / "stage.json").exists()
     assert not list((tmp_path / "run").glob("checkpoint-*"))
-    assert_same_run(pretrain(pretraining, overrides, resume=True), pretrained)
+    assert_same_run(resumed(pretrain, pretraining, overrides, 12), pretrained)
     assert "has no whole checkpoint yet" in caplog.text
 
 
-def test_a_half_written_checkpoint_is_skipped(pretraining, pretrained, interrupt, tmp_path, caplog):
+def test_a_half_written_checkpoint_is_skipped(pretraining, pretrained, interrupt, resumed, tmp_path, caplog):
     overrides = [f"training.output_dir={tmp_path / 'run'}"]
     interrupt(lambda: pretrain(pretraining, overrides), 9, tmp_path / "run")
     weights = tmp_path / "run" / "checkpoint-8" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert_same_run(pretrain(pretraining, overrides, resume=True), pretrained)
+    assert_same_run(resumed(pretrain, pretraining, overrides, 8), pretrained)
     assert "Skipping" in caplog.text
     assert f"Resuming from {tmp_path / 'run' / 'checkpoint-4'}." in caplog.text
 
 
-def test_finetuning_resumes_exactly(finetuning, finetuned, interrupt, tmp_path):
+def test_finetuning_resumes_exactly(finetuning, finetuned, interrupt, resumed, tmp_path):
     overrides = [f"training.output_dir={tmp_path / 'run'}"]
     interrupt(lambda: finetune(finetuning, overrides), 9, tmp_path / "run")
-    assert_same_run(finetune(finetuning, overrides, resume=True), finetuned)
+    assert_same_run(resumed(finetune, finetuning, overrides, 4), finetuned)
 
 
 def test_resuming_with_another_model_or_corpus_is_refused(capsys, pretraining, interrupt, tmp_path):
@@ -441,9 +480,8 @@ def test_resuming_with_another_model_or_corpus_is_refused(capsys, pretraining, i
 def test_pretraining_goes_on_from_a_checkpoint(pretraining, pretrained, tmp_path):
     sections = yaml.safe_load(Path(pretraining).read_text(encoding="utf-8"))
     training = {**sections["training"], "max_steps": 1, "learning_rate": 0.0, "output_dir": str(tmp_path / "run")}
-    recipe = write_recipe(
-        tmp_path / "r.yaml", model={"checkpoint": str(pretrained)}, data=sections["data"], training=training
-    )
+    data = {**sections["data"], "vocab_size": 150, "lowercase": False}  # of a tokenizer that is not wanted here
+    recipe = write_recipe(tmp_path / "r.yaml", model={"checkpoint": str(pretrained)}, data=data, training=training)
     folder = pretrain(recipe)
     before, after = (AutoTokenizer.from_pretrained(path).get_vocab() for path in (pretrained, folder))
     assert after == before
