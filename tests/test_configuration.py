@@ -62,6 +62,9 @@ REFUSED = [
             "type_vocab_size",
         )
     ),
+    ({"hidden_act": "gelo"}, r"hidden_act must be one of .*gelu.*, got 'gelo'"),
+    ({"initializer_range": -0.1}, r"initializer_range must be at least 0, got -0.1"),
+    ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be above 0, got 0.0"),
     ({"num_hidden_layers": -1}, r"num_hidden_layers must be at least 0, got -1"),
     ({"hidden_size": 15}, r"hidden_size \(15\) must be a multiple of num_attention_heads \(2\)"),
     *(

@@ -809,3 +809,15 @@ def test_config_json_lists_every_head_and_no_private_state(tmp_path):
         head.__name__.replace("Linformer", "AutoModel") for head in HEADS
     }
     assert not [name for name in config if name.startswith("_")]
+
+
+@pytest.mark.parametrize("kind", ["mean_pool", "max_pool"])
+@pytest.mark.parametrize("length", [3, 5, 20])
+def test_attention_maps_have_k_columns_for_short_inputs_too(kind, length):
+    model = tiny_model(projection_type=kind)
+    model.set_attn_implementation("eager")
+    ids, _, _ = tiny_batch(length)
+    for weights in model(ids, output_attentions=True).attentions:
+        assert weights.shape == (5, 2, length, 5)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(5, 2, length))
+        assert bool((weights[..., length:] == 0).all())

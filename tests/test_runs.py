@@ -519,13 +519,13 @@ def test_rows_longer_than_the_model_reads_are_refused(capsys, pretraining, finet
     folder = tmp_path / "run"
     line = error_line(capsys, "finetune", finetuning, f"training.output_dir={folder}", f"data.max_length={N + 1}")
     assert f"data.max_length={N + 1} is longer than the checkpoint reads (max_position_embeddings={N})" in line
-    shutil.rmtree(folder)
     line = error_line(capsys, "pretrain", pretraining, f"training.output_dir={folder}", f"data.sequence_length={N + 1}")
     assert f"data.sequence_length={N + 1} is longer than the model reads" in line
     assert not folder.exists()
     stage = "stages.0.sequence_length=64"
     line = error_line(capsys, "pretrain", pretraining, f"training.output_dir={folder}", stage)
     assert f"stages[0].sequence_length=64 is longer than the main rows of {N}." in line
+    assert not folder.exists()
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(capsys, pretraining, tmp_path):
@@ -591,3 +591,26 @@ def test_a_checkpoint_that_does_not_exist_is_named(capsys, pretraining, finetuni
     sections["training"]["output_dir"] = str(tmp_path / "run")
     sections["model"] = {"checkpoint": "acme/no-such-model"}
     assert "acme/no-such-model" in error_line(capsys, verb, write_recipe(tmp_path / "r.yaml", **sections))
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder_behind(pretraining, tmp_path, capsys):
+    """Else the corrected command would be refused: its output folder is not empty."""
+    folder = tmp_path / "run"
+    assert cli.main(["pretrain", pretraining, "data.sources.0.path=nowhere", f"training.output_dir={folder}"]) == 2
+    recipe = write_recipe(
+        tmp_path / "tune.yaml",
+        model={"checkpoint": "nowhere"},
+        data={"task": "files", "train_file": "nowhere.csv"},
+        training={**TRAINING, "output_dir": str(folder)},
+    )
+    assert cli.main(["finetune", recipe]) == 2
+    assert capsys.readouterr().err.count("nowhere") == 2
+    assert not folder.exists()
+
+
+def test_flash_attention_that_is_not_installed_is_one_line(pretraining, tmp_path, capsys):
+    asked = ["model.attn_implementation=flash_attention_2", f"training.output_dir={tmp_path / 'run'}"]
+    assert cli.main(["pretrain", pretraining, *asked]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "FlashAttention2" in last

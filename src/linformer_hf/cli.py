@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verb(options.output, force=options.force)
         else:
             verb(options.recipe, options.overrides, resume=options.resume)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: flash attention asked for, not installed
         if options.traceback:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

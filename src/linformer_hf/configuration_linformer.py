@@ -25,6 +25,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 LEARNED_TYPES = ("linear", "fixed", "conv")  # types that own numbers: something to initialise and to share
@@ -171,6 +172,12 @@ class LinformerConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads}): every head gets hidden_size / num_attention_heads channels."
             )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
+        if self.initializer_range < 0:
+            raise ValueError(f"initializer_range must be at least 0, got {self.initializer_range}.")
+        if self.layer_norm_eps <= 0:
+            raise ValueError(f"layer_norm_eps must be above 0, got {self.layer_norm_eps}.")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:

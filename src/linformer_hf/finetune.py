@@ -137,6 +137,7 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         processing_class=tokenizer,
         compute_metrics=build_compute_metrics(task.metrics),
     )
+    results.begin_run(folder, recipe.raw)
     trained = results.train(trainer, folder, resume)
     validated = trainer.evaluate(splits["validation"])
     tested = trainer.evaluate(splits["test"], metric_key_prefix="test")

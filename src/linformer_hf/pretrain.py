@@ -201,6 +201,7 @@ def train_legs(
             record = json.loads(finished.read_text(encoding="utf-8"))
         else:
             trainer = build_trainer(model, leg.arguments, data, corpus)
+            results.begin_run(legs[-1].folder, recipe.raw)
             metrics = results.train(trainer, leg.folder, resume)
             record = {
                 "history": trainer.state.log_history,

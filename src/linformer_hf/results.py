@@ -84,7 +84,7 @@ def is_main_process() -> bool:
 
 
 def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) -> Path:
-    """The run's folder, with recipe.json in it.
+    """The run's folder, checked; nothing is written yet (see `begin_run`).
 
     Args:
         recipe: the sections of the recipe, JSON-able.
@@ -122,9 +122,14 @@ def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) ->
                         f"{before.get(section)} then, {recipe.get(section)} now. Use the same recipe, or another "
                         "training.output_dir."
                     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECIPE_FILE, recipe)
     return folder
+
+
+def begin_run(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Write recipe.json, when data and model are ready: what fails before leaves no folder behind to clear away."""
+    if is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RECIPE_FILE, recipe)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ from .packing import Packed, pack, split_tokens
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the content of prepared folders changes: old ones are then not found any more
+FORMAT = 2  # raise it when the content of prepared folders changes: old ones are then not found any more
 # Prose ends a sentence with one of .!? and closing quotes before white space; a blank line ends one anywhere.
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+|\n\s*\n")
 _TOKEN_FEATURES = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})  # lengths of sentences
@@ -390,15 +390,7 @@ def _read_source(source: Source, data: PretrainingData) -> Dataset:
         _check_column(source, rows.column_names)
         if data.max_documents is not None:
             rows = rows.select(range(min(len(rows), data.max_documents * source.rows_per_document)))
-        rows = rows.map(
-            _as_documents,
-            with_indices=True,
-            batched=True,
-            batch_size=_batch_size(source),
-            remove_columns=rows.column_names,
-            fn_kwargs={"column": source.text_column, "size": source.rows_per_document, "title": source.title},
-            desc=f"reading {source.title}",
-        )
+        rows = _documents_of(rows, source, desc=f"reading {source.title}")
     if not len(rows):
         raise ValueError(f"the source {source.title} is empty: it holds no document with text.")
     if data.max_documents is not None and len(rows) > data.max_documents:
@@ -406,9 +398,18 @@ def _read_source(source: Source, data: PretrainingData) -> Dataset:
     return rows
 
 
-def _batch_size(source: Source) -> int:
-    """A multiple of rows_per_document, so that no document is cut at a batch's end."""
-    return source.rows_per_document * max(1, 256 // source.rows_per_document)
+def _documents_of(rows: Any, source: Source, **options: Any) -> Any:
+    """Rows of one source, on disk or streamed, as documents."""
+    size = source.rows_per_document
+    return rows.map(
+        _as_documents,
+        with_indices=True,
+        batched=True,
+        batch_size=size * max(1, 256 // size),  # a multiple, so that no document is cut at a batch's end
+        remove_columns=rows.column_names,
+        fn_kwargs={"column": source.text_column, "size": size, "title": source.title},
+        **options,
+    )
 
 
 def _as_documents(
@@ -540,14 +541,7 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
         else:
             part = _load(source, streaming=True)
             _check_column(source, part.column_names)
-            part = part.map(
-                _as_documents,
-                with_indices=True,
-                batched=True,
-                batch_size=_batch_size(source),
-                remove_columns=part.column_names,
-                fn_kwargs={"column": source.text_column, "size": source.rows_per_document, "title": source.title},
-            )
+            part = _documents_of(part, source)
         parts.append(part if data.max_documents is None else part.take(data.max_documents))
     if data.sources[0].weight is None or len(parts) == 1:
         documents = datasets.concatenate_datasets(parts)

@@ -2,7 +2,8 @@
 
 - `full_sentences` (RoBERTa's FULL-SENTENCES): whole sentences, across document boundaries, which get a [SEP] of their
   own. A sentence that does not fit starts the next row; one longer than a row is cut, and no token is lost.
-- `contiguous`: as above, but sentences are cut at the row's end, so that every row but the last is full.
+- `contiguous`: as above, but sentences are cut at the row's end, so that rows are full (one token less where a
+  document's boundary mark would have been all that fits).
 - `document`: one row for each document; what does not fit is cut off and counted.
 """
 
