@@ -2,7 +2,8 @@
 
 Written from the formulae (Wang et al. 2020, equation 7 and section 4) and not from the model's code; every test that
 says "equals the reference" means this file. It sees the real tokens of a row only, so padding cannot reach it.
-Everything is differentiable, so gradients are compared as well as outputs.
+Everything is differentiable, so gradients are compared as well as outputs. What the paper does not have (`gated_pool`,
+the band of single tokens, the length correction) is written here in the same way.
 
 Letters: l real tokens of the row, N = max_position_embeddings, K slots, C hidden size, H heads, D = C / H.
 
@@ -18,7 +19,7 @@ from linformer_hf import LinformerConfig, LinformerModel
 
 
 def slots_of_windows(config, k: int, length: int) -> list[list[int]]:
-    """The tokens of every slot (mean_pool, max_pool); tokens beyond the windows do not exist, slots may be empty."""
+    """The tokens of every slot of the pooled types; tokens beyond the windows do not exist, slots may be empty."""
     slots: list[list[int]] = [[] for _ in range(k)]
     for t in range(length):
         if length <= k:
@@ -84,6 +85,43 @@ def attention(config, p, name: str, weight, k: int, x):
     return torch.cat(heads, dim=1)
 
 
+def gated_attention(config, p, name: str, gates, k: int, x):
+    """Attention of one query at a time over single tokens and over slots that hold the other ones: [l, C].
+
+    A row of at most K tokens has only single ones. In a longer row these are the tokens of the query's own block of w
+    and of the two blocks beside it, and each of the K - 3 w slots keeps what its gates g = G x choose:
+
+        p = softmax(g)    k' = sum p k    v' = sum p v    added to the slot's logits: - sum p log p
+    """
+    size, w, length = config.hidden_size // config.num_attention_heads, config.local_window, len(x)
+    slots = slots_of_windows(config, k - 3 * w, length)
+    heads = []
+    for head in range(config.num_attention_heads):
+        columns = slice(head * size, (head + 1) * size)
+        queries, keys, values = (
+            x @ p[f"{name}.{part}.weight"][columns].T + p[f"{name}.{part}.bias"][columns]
+            for part in ("query", "key", "value")
+        )  # [l, D]
+        rows = []
+        for t, q in enumerate(queries):
+            if length <= k:
+                near = set(range(length))
+            else:
+                near = {u for u in range(length) if w and abs(u // w - t // w) <= 1}
+            logits, seen = [q @ keys[u] / math.sqrt(size) for u in near], [values[u] for u in near]
+            for tokens in slots:
+                if near.issuperset(tokens):  # all of them are single tokens already
+                    continue
+                share = torch.stack([gates[head] @ x[u] for u in tokens]).softmax(0)
+                key = sum(s * keys[u] for s, u in zip(share, tokens, strict=True))
+                entropy = -sum(s * s.log() for s in share)
+                logits.append(q @ key / math.sqrt(size) + entropy)
+                seen.append(sum(s * values[u] for s, u in zip(share, tokens, strict=True)))
+            rows.append(torch.stack(logits).softmax(0) @ torch.stack(seen))
+        heads.append(torch.stack(rows))  # [l, D]
+    return torch.cat(heads, dim=1)
+
+
 def layer_norm(config, p, name: str, x):
     centred = x - x.mean(1, keepdim=True)
     variance = centred.pow(2).mean(1, keepdim=True)
@@ -110,7 +148,11 @@ def encode_row(config, p, ids, types=None, embeddings=None):
         k = config.projected_length if isinstance(config.projected_length, int) else config.projected_length[i]
         layerwise = config.projection_sharing == "layerwise"
         weight = p.get("encoder.projection.weight" if layerwise else f"{name}.attention.self.projection.weight")
-        mixed = dense(f"{name}.attention.output.dense", attention(config, p, f"{name}.attention.self", weight, k, x))
+        attend = gated_attention if config.projection_type == "gated_pool" else attention
+        context = attend(config, p, f"{name}.attention.self", weight, k, x)
+        mixed = dense(f"{name}.attention.output.dense", context)
+        if config.length_correction:
+            mixed = mixed + max(0, 1 - k / len(x)) * dense(f"{name}.attention.output.correction", context)
         x = layer_norm(config, p, f"{name}.attention.output.LayerNorm", x + mixed)
         inner = dense(f"{name}.intermediate.dense", x)
         inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2  # GELU
@@ -120,7 +162,13 @@ def encode_row(config, p, ids, types=None, embeddings=None):
 
 SHARINGS = ("none", "headwise", "key_value", "layerwise")
 INITS = ("normal", "xavier", "mean_pool")
-# Every projection with every way of sharing (learned types) or every window option (pooled types).
+# K = 3 w + S: the single tokens around a query and at least one slot, or three with slots for the two ends.
+BANDS = (
+    {"local_window": 1},  # K = 5 as everywhere, so S = 2
+    {"local_window": 1, "projected_length": 6, "boundary_slots": True},
+    {"local_window": 2, "projected_length": 8},  # the last block of an odd length is half empty
+)
+# Every projection with every way of sharing (learned types) or every window option (pooled types), and the extensions.
 SHAPES = [
     *(
         {"projection_type": t, "projection_sharing": s}
@@ -130,6 +178,10 @@ SHAPES = [
         {"projection_type": t, "log_count_bias": bias, "boundary_slots": boundary}
         for t, bias, boundary in itertools.product(("mean_pool", "max_pool"), (False, True), (False, True))
     ),
+    *({"projection_type": "gated_pool", "boundary_slots": boundary} for boundary in (False, True)),
+    *({"projection_type": "gated_pool", **band} for band in BANDS),
+    *({"projection_type": t, "length_correction": True} for t in ("linear", "conv", "mean_pool", "gated_pool")),
+    {"projection_type": "gated_pool", **BANDS[2], "length_correction": True},
 ]
 # ... and with every initialisation.
 VARIANTS = [
@@ -137,12 +189,16 @@ VARIANTS = [
     for shape in SHAPES
     for start in (INITS if "projection_sharing" in shape else (None,))
 ]
-TYPES = [{"projection_type": t} for t in ("linear", "fixed", "conv", "mean_pool", "max_pool")]
+TYPES = [
+    *({"projection_type": t} for t in ("linear", "fixed", "conv", "mean_pool", "max_pool", "gated_pool")),
+    {"projection_type": "gated_pool", **BANDS[0]},
+]
 
 
 def name_of(variant: dict) -> str:
-    """A test id: the values that are set, `linear-headwise-xavier`."""
-    return "-".join(key if value is True else str(value) for key, value in variant.items() if value is not False)
+    """A test id: the values that are set, `linear-headwise-xavier`, `gated_pool-local_window=1-boundary_slots`."""
+    words = {key: f"{key}={value}" if type(value) is int else str(value) for key, value in variant.items()}
+    return "-".join(key if variant[key] is True else words[key] for key in variant if variant[key] is not False)
 
 
 def tiny_config(**overrides) -> LinformerConfig:
@@ -161,14 +217,21 @@ def tiny_config(**overrides) -> LinformerConfig:
 
 
 def tiny_model(model_class=LinformerModel, seed: int = 0, **overrides):
-    """A model in evaluation mode whose biases and layer norms are random too, so that none of them can be forgotten."""
+    """A model in evaluation mode in which nothing is left at the 0 or 1 it starts from."""
     torch.manual_seed(seed)
     model = model_class(tiny_config(**overrides)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "LayerNorm" in name:
-                parameter.add_(0.5 * torch.randn_like(parameter))
+    add_noise(model)
     return model
+
+
+@torch.no_grad()
+def add_noise(model) -> None:
+    """Make biases, layer norms, gates and length corrections random, so that none of them can be forgotten."""
+    gated = model.config.projection_type == "gated_pool"
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        gates = gated and name.endswith("projection.weight")
+        if gates or name.endswith("bias") or "LayerNorm" in name or "correction" in name:
+            tensor.add_(0.5 * torch.randn_like(tensor))
 
 
 def tiny_batch(length: int = 20, seed: int = 0):

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from linformer_hf import LinformerConfig, LinformerModel
-from reference import TYPES, tiny_config
+from reference import BANDS, TYPES, tiny_config
 
 
-POOLED = ("mean_pool", "max_pool")
+POOLED = ("mean_pool", "max_pool", "gated_pool")
 
 
 def test_defaults_are_the_best_row_of_the_papers_table_2():
@@ -24,8 +24,9 @@ def test_defaults_are_the_best_row_of_the_papers_table_2():
     assert config.projection_init == "normal"
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
     assert (config.intermediate_size, config.vocab_size, config.type_vocab_size) == (3072, 30522, 2)
-    for option in ("freeze_projection", "log_count_bias", "boundary_slots", "sparse_prediction"):
+    for option in ("freeze_projection", "log_count_bias", "boundary_slots", "sparse_prediction", "length_correction"):
         assert getattr(config, option) is False
+    assert (config.local_window, config.pooler_act) == (0, "tanh")
 
 
 @pytest.mark.parametrize("kind", ["linear", "fixed", "conv"])
@@ -62,7 +63,7 @@ REFUSED = [
             "type_vocab_size",
         )
     ),
-    ({"hidden_act": "gelo"}, r"hidden_act must be one of .*gelu.*, got 'gelo'"),
+    *(({name: "gelo"}, rf"^{name} must be one of .*gelu.*, got 'gelo'") for name in ("hidden_act", "pooler_act")),
     ({"initializer_range": -0.1}, r"initializer_range must be at least 0, got -0.1"),
     ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be above 0, got 0.0"),
     ({"num_hidden_layers": -1}, r"num_hidden_layers must be at least 0, got -1"),
@@ -109,10 +110,34 @@ REFUSED = [
     ),
     *(
         (
-            {"projection_type": "mean_pool", "boundary_slots": True, "projected_length": k},
-            rf"_length >= 3, got {k}",
+            {**options, "projected_length": k},
+            rf"at least {least} with local_window={options.get('local_window', 0)} .*"
+            rf"boundary_slots={options.get('boundary_slots', False)} .*got {k}\. Raise projected_length, or lower",
         )
-        for k in (1, 2)
+        for options, k, least in (
+            ({"projection_type": "mean_pool", "boundary_slots": True}, 1, 3),
+            ({"projection_type": "mean_pool", "boundary_slots": True}, 2, 3),
+            ({"projection_type": "gated_pool", "boundary_slots": True}, 2, 3),
+            ({"projection_type": "gated_pool", "local_window": 1}, 3, 4),
+            ({"projection_type": "gated_pool", "local_window": 3}, 9, 10),
+            ({"projection_type": "gated_pool", "local_window": 2, "boundary_slots": True}, 8, 9),
+        )
+    ),
+    (
+        {"projection_type": "gated_pool", "local_window": 3, "projected_length": [10, 9]},
+        r"at least 10 with local_window=3 .*got 9\.",
+    ),
+    (
+        {"projection_type": "gated_pool", "local_window": -1},
+        r"local_window must be at least 0 .*, got -1\.",
+    ),
+    *(
+        (
+            {"projection_type": kind, "local_window": w},
+            rf"local_window={w} would have no effect: projection_type='{kind}' .*'gated_pool'.*Leave local_window 0",
+        )
+        for kind in ("linear", "fixed", "conv", "mean_pool", "max_pool")
+        for w in (1, -1)
     ),
     *(
         (
@@ -125,17 +150,14 @@ REFUSED = [
     *(
         (
             {"projection_type": kind, name: True},
-            rf"{name}=True would have no effect: .*'mean_pool' and 'max_pool', not to '{kind}'. Leave it False",
+            rf"{name}=True would have no effect: projection_type='{kind}' .*{able}.*Leave {name} False, or choose",
         )
-        for kind in ("linear", "fixed", "conv")
-        for name in ("log_count_bias", "boundary_slots")
-    ),
-    *(
-        (
-            {"projection_type": kind, "freeze_projection": True},
-            rf"freeze_projection=True would have no effect: projection_type='{kind}'.*type='linear' or 'conv'",
+        for name, able, kinds in (
+            ("boundary_slots", "mean_pool, max_pool, gated_pool", ("linear", "fixed", "conv")),
+            ("log_count_bias", "'mean_pool' nor 'max_pool'", ("linear", "fixed", "conv", "gated_pool")),
+            ("freeze_projection", "'linear', 'conv' and 'gated_pool'", ("fixed", "mean_pool", "max_pool")),
         )
-        for kind in ("fixed", *POOLED)
+        for kind in kinds
     ),
     *(
         ({name: True}, rf"{name}=True is not possible: .*mixes later tokens.*use it as an encoder")
@@ -182,7 +204,7 @@ def test_several_faults_are_still_one_error():
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("projection_type", "nystrom", "'linear', 'fixed', 'mean_pool', 'max_pool', 'conv'"),
+        ("projection_type", "nystrom", "'linear', 'fixed', 'mean_pool', 'max_pool', 'conv', 'gated_pool'"),
         ("projection_sharing", "kv", "'none', 'headwise', 'key_value', 'layerwise'"),
         ("projection_init", "orthogonal", "'normal', 'xavier', 'mean_pool'"),
         ("classifier_pooling", "max", "'cls', 'mean'"),
@@ -206,6 +228,10 @@ def test_an_unknown_word_is_refused_with_the_known_ones(name, value, allowed):
         ("freeze_projection", 1),
         ("log_count_bias", "yes"),
         ("boundary_slots", None),
+        ("local_window", 1.5),
+        ("local_window", True),
+        ("length_correction", 1),
+        ("pooler_act", None),
         ("sparse_prediction", 0),
         ("hidden_dropout_prob", "0.1"),
         ("projection_type", None),
@@ -225,6 +251,8 @@ ROUND_TRIPS = [
     *TYPES,
     {"projected_length": [5, 4], "projection_sharing": "none", "projection_init": "xavier", "freeze_projection": True},
     {"projection_type": "max_pool", "log_count_bias": True, "boundary_slots": True, "classifier_pooling": "mean"},
+    {"projection_type": "gated_pool", **BANDS[1], "freeze_projection": True},
+    {"length_correction": True, "pooler_act": "relu"},
     {"id2label": {0: "no", 1: "yes", 2: "perhaps"}, "problem_type": "single_label_classification"},
     {"sparse_prediction": True, "classifier_dropout": 0.3, "eos_token_id": [1, 2], "pad_token_id": None},
 ]
@@ -282,15 +310,21 @@ def fields(draw):
         "num_hidden_layers": layers,
         "max_position_embeddings": draw(st.sampled_from([6, 8, 12])),
         "projected_length": draw(k | st.lists(k, min_size=layers, max_size=layers)),
-        "projection_type": draw(st.sampled_from(["linear", "fixed", "mean_pool", "max_pool", "conv"])),
+        "projection_type": draw(st.sampled_from(["linear", "fixed", "mean_pool", "max_pool", "conv", "gated_pool"])),
+        "length_correction": draw(st.booleans()),
+        "pooler_act": draw(st.sampled_from(["tanh", "relu"])),
         "classifier_pooling": draw(st.sampled_from(["cls", "mean"])),
         "type_vocab_size": draw(st.integers(1, 2)),
         "num_attention_heads": draw(st.sampled_from([1, 2, 4])),
         "pad_token_id": draw(st.sampled_from([None, 0, 3])),
     }
-    pooled = values["projection_type"] in POOLED
+    pooled, gated = values["projection_type"] in POOLED, values["projection_type"] == "gated_pool"
     if pooled or draw(st.booleans()):
-        values |= {name: draw(st.booleans()) for name in ("log_count_bias", "boundary_slots")}
+        values["log_count_bias"] = not gated and draw(st.booleans())
+        values["boundary_slots"] = draw(st.booleans())
+    if gated:
+        values["local_window"] = draw(st.integers(0, 3))
+        values["freeze_projection"] = draw(st.booleans())
     if not pooled:
         values["projection_sharing"] = draw(st.sampled_from([None, "none", "headwise", "key_value", "layerwise"]))
         values["projection_init"] = draw(st.sampled_from([None, "normal", "xavier", "mean_pool"]))

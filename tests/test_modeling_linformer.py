@@ -21,7 +21,21 @@ from linformer_hf import (
     LinformerForTokenClassification,
     LinformerModel,
 )
-from reference import SHAPES, SHARINGS, TYPES, VARIANTS, encode_row, name_of, tiny_batch, tiny_config, tiny_model
+from linformer_hf.configuration_linformer import POOLED_TYPES
+from linformer_hf.projection_linformer import RealTokens
+from reference import (
+    BANDS,
+    SHAPES,
+    SHARINGS,
+    TYPES,
+    VARIANTS,
+    add_noise,
+    encode_row,
+    name_of,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+)
 
 
 HEADS = (
@@ -89,10 +103,10 @@ def test_model_equals_the_reference_in_outputs_and_gradients(variant):
 
 
 @each_shape
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2), (torch.float16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-1), (torch.float16, 1e-2)])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_both_attentions_equal_the_reference_in_every_dtype(shape, dtype, tolerance, attention):
-    """Tolerances are relative errors of a row's states (Frobenius norm); measured maxima: 2e-6, 2.5e-2, 5e-3."""
+    """Tolerances are relative errors of a row's states (Frobenius norm); measured maxima: 3e-6, 9e-2, 9e-3."""
     model = tiny_model(**shape).to(dtype)
     model.set_attn_implementation(attention)
     ids, types, mask = tiny_batch()
@@ -127,8 +141,6 @@ def test_bias_comes_after_compression_as_in_the_official_code(sharing):
     x = torch.randn(3, 20, 16, dtype=torch.float64)
     weight = next(iter(projection_weights(model).values()))
     projection = attention.projection or model.encoder.projection
-    from linformer_hf.projection_linformer import RealTokens
-
     keys, values, bias = projection(x, attention.key, attention.value, RealTokens.from_mask(None, 20, x.device))
     assert bias is None
     for which, (short, linear) in enumerate(((keys, attention.key), (values, attention.value))):
@@ -149,8 +161,10 @@ def bert_twin(**overrides) -> tuple[BertModel, LinformerModel]:
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
     model = LinformerModel(config).eval().double()
+    if config.projection_type == "gated_pool" or config.length_correction:
+        add_noise(model)  # gates and corrections, which start at zero
     missing, unexpected = model.load_state_dict(bert.state_dict(), strict=False)
-    assert all(name.endswith("projection.weight") for name in missing)
+    assert all(name.endswith("projection.weight") or "correction" in name for name in missing)
     assert not [name for name in unexpected if not name.endswith("position_ids")]
     return bert, model
 
@@ -188,11 +202,119 @@ def test_pooled_types_are_full_attention_up_to_k_tokens(kind, options, length):
     assert_same_on_padded_batches(bert, model, length)
 
 
-@pytest.mark.parametrize("kind", ["mean_pool", "max_pool", "conv"])
+GATED = [
+    {"projection_type": "gated_pool", **options}
+    for options in (
+        {"projected_length": 8},
+        {"projected_length": 8, "boundary_slots": True},
+        {"projected_length": 8, "local_window": 1},
+        {"projected_length": 8, "local_window": 2},
+        {"projected_length": 9, "local_window": 2, "boundary_slots": True},
+    )
+]
+
+
+@pytest.mark.parametrize("options", GATED, ids=name_of)
+@pytest.mark.parametrize("length", [3, 7, 8])
+def test_gates_are_full_attention_up_to_k_tokens(options, length):
+    bert, model = bert_twin(length_correction=True, **options)
+    assert_same_on_padded_batches(bert, model, length)
+
+
+@pytest.mark.parametrize("options", GATED, ids=name_of)
+def test_rows_of_at_most_k_tokens_are_full_attention_inside_a_longer_batch_too(options):
+    """Every length up to K, on the right, on the left and scattered, next to a row of N > K tokens."""
+    bert, model = bert_twin(length_correction=True, **options)
+    k, n = options["projected_length"], 20
+    rows = [torch.arange(length) + start for length in range(1, k + 1) for start in (0, n - length)]
+    rows += [torch.randperm(n)[:length].sort().values for length in range(1, k + 1)]
+    mask = torch.zeros(len(rows) + 1, n, dtype=torch.long)
+    for row, places in enumerate(rows):
+        mask[row, places] = 1
+    mask[-1] = 1
+    ids = torch.randint(1, 50, mask.shape)
+    with torch.no_grad():
+        expected = bert(ids, mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).last_hidden_state
+        output = model(ids, mask).last_hidden_state
+    real = mask[:-1].bool()
+    torch.testing.assert_close(output[:-1][real], expected[:-1][real], atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(output[-1], expected[-1], atol=1e-2)
+
+
+@pytest.mark.parametrize("boundary", [False, True])
+def test_gates_of_zero_are_mean_pool_with_the_count_of_tokens(boundary):
+    """Where every token of a window weighs the same, the entropy is the logarithm of their number."""
+    gated = tiny_model(projection_type="gated_pool", boundary_slots=boundary)
+    pooled = tiny_model(projection_type="mean_pool", log_count_bias=True, boundary_slots=boundary)
+    state = gated.state_dict()
+    for name in list(state):
+        if name.endswith("projection.weight"):
+            state.pop(name).zero_()  # zeroes the model's gates: a state dict shares its tensors
+    pooled.load_state_dict(state)
+    ids, types, mask = tiny_batch()
+    for real in (mask.bool(), torch.ones_like(mask).bool()):
+        output, expected = (model(ids, real, types).last_hidden_state for model in (gated, pooled))
+        torch.testing.assert_close(output[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+def test_gates_that_are_the_query_keep_the_attention_of_their_window():
+    """With p the softmax of q k, a slot weighs what its tokens do together and holds their mix: exact attention."""
+    model = tiny_model(projection_type="gated_pool", num_hidden_layers=1).double()
+    attention = model.encoder.layer[0].attention.self
+    x = torch.randn(1, 20, 16, dtype=torch.float64)
+    query = torch.randn(2, 8, dtype=torch.float64)  # one query for each head, whatever the token
+    with torch.no_grad():
+        attention.query.weight.zero_()
+        attention.query.bias.copy_(query.flatten())
+        key_maps = attention.key.weight.view(2, 8, 16)
+        attention.projection.weight.copy_(torch.einsum("hd,hdc->hc", query, key_maps) / math.sqrt(8))
+        output, _ = attention(x, RealTokens.from_mask(None, 20, x.device))
+        keys, values = (linear(x)[0].view(20, 2, 8).transpose(0, 1) for linear in (attention.key, attention.value))
+        share = (torch.einsum("hd,hnd->hn", query, keys) / math.sqrt(8)).softmax(-1)
+    full = torch.einsum("hn,hnd->hd", share, values).flatten()
+    torch.testing.assert_close(output[0], full.expand(20, -1))
+
+
+def test_gates_far_apart_have_finite_gradients():
+    """Gates of +-1e4 choose one token of a window; loss scaling makes the gradients large. No 0 * inf on the way."""
+    model = tiny_model(projection_type="gated_pool", local_window=1)
+    for weight in projection_weights(model).values():
+        weight.data.mul_(1e4)
+    ids, _, mask = tiny_batch()
+    (model(ids, mask).last_hidden_state[mask.bool()].square().sum() * 2**16).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if "length_correction" in shape], ids=name_of)
+def test_the_length_correction_is_the_same_with_and_without_a_mask(shape):
+    """Rows of one length share one product, W + (1 - K / l) W'; a padded row of that length has two."""
+    model = tiny_model(**shape)
+    for length in (4, 13, 19):
+        ids, _, _ = tiny_batch(length)
+        alone = model(ids).last_hidden_state
+        padded = torch.cat([ids, ids[:, :1]], dim=1)
+        mask = torch.ones_like(padded)
+        mask[:, -1] = 0
+        torch.testing.assert_close(model(padded, mask).last_hidden_state[:, :-1], alone, atol=5e-5, rtol=5e-5)
+
+
+def test_gates_and_corrections_start_at_zero_also_where_a_checkpoint_lacks_them():
+    config = tiny_config(projection_type="gated_pool", length_correction=True)
+    built = LinformerModel(config)
+    kept = {n: t for n, t in built.state_dict().items() if "projection" not in n and "correction" not in n}
+    loaded = LinformerModel.from_pretrained(None, config=config, state_dict=kept)
+    for model in (built, loaded):
+        new = {name: tensor for name, tensor in tensors_of(model).items() if name not in kept}
+        assert len(new) == 2 * 3  # of each layer the gates, and weight and bias of the correction
+        assert not any(tensor.any() for tensor in new.values())
+
+
+@pytest.mark.parametrize("kind", ["mean_pool", "max_pool", "conv", "gated_pool"])
 def test_k_equal_to_n_is_bert_on_padded_batches(kind):
     bert, model = bert_twin(projection_type=kind, projected_length=20)
-    for weight in projection_weights(model).values():
-        torch.nn.init.ones_(weight)  # conv: windows of one token
+    if kind == "conv":
+        for weight in projection_weights(model).values():
+            torch.nn.init.ones_(weight)  # windows of one token
     assert_same_on_padded_batches(bert, model, 20)
 
 
@@ -207,7 +329,7 @@ def padded_batches(draw):
     return lengths, width, sides, draw(st.integers(0, 10**6))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=240)
 @given(
     batch=padded_batches(),
     shape=st.sampled_from(VARIANTS),
@@ -215,12 +337,15 @@ def padded_batches(draw):
     junk=st.sampled_from([0.0, 1e4, math.nan, math.inf]),
 )
 def test_padding_and_neighbours_never_move_a_real_token(batch, shape, attention, junk):
-    """Each row alone, unpadded, gives what it gives in any batch, on any side, whatever the padding holds."""
+    """Each row alone, unpadded, gives what it gives in any batch, on any side, whatever the padding holds.
+
+    In float64: rounding of another order, inflated by these weights, would otherwise need a loose tolerance.
+    """
     lengths, width, sides, seed = batch
-    model = tiny_model(**shape)
+    model = tiny_model(**shape).double()
     model.set_attn_implementation(attention)
     generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.full((len(lengths), width, 16), junk)
+    embeddings = torch.full((len(lengths), width, 16), junk, dtype=torch.float64)
     types = torch.randint(0, 2, (len(lengths), width), generator=generator)
     mask = torch.zeros(len(lengths), width, dtype=torch.long)
     rows = []
@@ -228,7 +353,7 @@ def test_padding_and_neighbours_never_move_a_real_token(batch, shape, attention,
         places = torch.arange(length) + (width - length if side == "left" else 0)
         if side == "scattered":
             places = torch.randperm(width, generator=generator)[:length].sort().values
-        rows.append(torch.randn(length, 16, generator=generator))
+        rows.append(torch.randn(length, 16, generator=generator, dtype=torch.float64))
         embeddings[row, places] = rows[-1]
         mask[row, places] = 1
     with torch.no_grad():
@@ -240,7 +365,7 @@ def test_padding_and_neighbours_never_move_a_real_token(batch, shape, attention,
                 (together.last_hidden_state[row][real], expected.last_hidden_state[0]),
                 (together.pooler_output[row], expected.pooler_output[0]),
             ):
-                torch.testing.assert_close(ours, single, atol=5e-5, rtol=5e-5)
+                torch.testing.assert_close(ours, single, atol=1e-5, rtol=1e-5)
 
 
 @each_shape
@@ -288,10 +413,17 @@ def test_a_row_without_real_tokens_is_finite_and_leaves_its_neighbours_alone(sha
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv", "mean_pool", "max_pool"])
-def test_attention_over_nothing_is_the_value_bias(kind):
-    """Law: a row of padding only has X' = 0, so every slot holds b_V; softmax over K equal slots returns it."""
-    model = tiny_model(projection_type=kind, num_hidden_layers=1)
+@each_type
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_attention_over_nothing_is_the_value_bias(kind, dtype):
+    """Law: a row of padding only has X' = 0, so every slot holds b_V; softmax over K equal slots returns it.
+
+    Also where the logits are far below 0: added to the lowest number of float16, they would be -inf for every slot.
+    """
+    model = tiny_model(num_hidden_layers=1, **kind).to(dtype)
+    model.set_attn_implementation("eager")  # sdpa adds up in float32
+    torch.nn.init.constant_(model.encoder.layer[0].attention.self.query.bias, -10)
+    torch.nn.init.constant_(model.encoder.layer[0].attention.self.key.bias, 10)
     seen = {}
     attention = model.encoder.layer[0].attention
     attention.output.register_forward_pre_hook(lambda module, args: seen.update(mixed=args[0]))
@@ -299,15 +431,16 @@ def test_attention_over_nothing_is_the_value_bias(kind):
     torch.testing.assert_close(seen["mixed"][0], attention.self.value.bias.expand(6, -1))
 
 
-def test_the_pooler_reads_the_first_real_token_or_the_mean_of_real_tokens():
+@pytest.mark.parametrize(("name", "activation"), [("tanh", torch.tanh), ("relu", torch.relu)])
+def test_the_pooler_reads_the_first_real_token_or_the_mean_of_real_tokens(name, activation):
     ids, types, mask = tiny_batch()
     for pooling in ("cls", "mean"):
-        model = tiny_model(classifier_pooling=pooling)
+        model = tiny_model(classifier_pooling=pooling, pooler_act=name)
         output = model(ids, mask, types)
         for row, real in enumerate(mask.bool()):
             states = output.last_hidden_state[row][real]
             pooled = states[0] if pooling == "cls" else states.mean(0)
-            torch.testing.assert_close(output.pooler_output[row], model.pooler.dense(pooled).tanh())
+            torch.testing.assert_close(output.pooler_output[row], activation(model.pooler.dense(pooled)))
 
 
 # E and F: how many, where they start, that they stay
@@ -407,10 +540,11 @@ def test_fixed_matrices_are_saved_buffers(sharing, tmp_path):
     assert torch.equal(reloaded(ids, mask).last_hidden_state, model(ids, mask).last_hidden_state)
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv"])
-@pytest.mark.parametrize("sharing", SHARINGS)
-def test_frozen_projections_do_not_learn_before_and_after_loading(kind, sharing, tmp_path):
-    free = tiny_model(projection_type=kind, projection_sharing=sharing)
+@pytest.mark.parametrize(
+    "shape", [s for s in SHAPES if s["projection_type"] in ("linear", "conv", "gated_pool")], ids=name_of
+)
+def test_frozen_projections_do_not_learn_before_and_after_loading(shape, tmp_path):
+    free = tiny_model(**shape)
     free.save_pretrained(tmp_path / "free")
     model = LinformerModel.from_pretrained(tmp_path / "free", freeze_projection=True)  # the names are the same
     model.save_pretrained(tmp_path / "frozen")
@@ -496,13 +630,38 @@ def test_attention_maps_are_n_by_k_and_their_rows_sum_to_one(shape):
     output = model(ids, mask, output_attentions=True, output_hidden_states=True)
     assert len(output.attentions) == 2
     for attention in output.attentions:
-        assert attention.shape == (5, 2, 18, 5)
+        assert attention.shape == (5, 2, 18, model.config.projected_length)
         torch.testing.assert_close(attention.sum(-1), torch.ones(5, 2, 18))
-    if "log_count_bias" in shape:  # a single real token: every other slot is empty and gets nothing
+    if shape["projection_type"] in POOLED_TYPES:  # a single real token: every other slot is empty and gets nothing
         torch.testing.assert_close(output.attentions[0][4, ..., 0], torch.ones(2, 18))
     assert len(output.hidden_states) == 3
     assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
     assert isinstance(model(ids, mask, return_dict=False), tuple)
+
+
+@pytest.mark.parametrize("w", [1, 2, 3])
+def test_a_query_sees_the_single_tokens_of_its_block_and_of_the_two_beside_it(w):
+    """In a row of l > K real tokens the last 3 w columns of the map are those tokens, 0 where they would be outside."""
+    model = tiny_model(projection_type="gated_pool", local_window=w, projected_length=3 * w + 2)
+    model.set_attn_implementation("eager")
+    ids, _, mask = tiny_batch()
+    mask[3, ::2], mask[3, 1::4] = 1, 1  # holes, and 15 real tokens
+    with torch.no_grad():
+        attentions = model(ids, mask, output_attentions=True).attentions
+    for row, real in enumerate(mask.bool()):
+        length = int(real.sum())
+        if length <= 3 * w + 2:
+            continue
+        for place, weights in enumerate(attentions[0][row][:, real].unbind(1)):  # [H, K]
+            first = (place // w - 1) * w
+            exists = torch.tensor([0 <= first + i < length for i in range(3 * w)])
+            assert bool((weights[:, 2:][:, ~exists] == 0).all())
+            assert bool((weights[:, 2:][:, exists] > 0).all())
+            middle = math.ceil(length / 2)  # slot 0 ends here
+            covered = torch.tensor(
+                [first <= 0 and middle <= first + 3 * w, first <= middle and length <= first + 3 * w]
+            )
+            assert bool(((weights[:, :2] == 0) == covered).all())
 
 
 @each_shape
@@ -554,6 +713,9 @@ def test_resize_position_embeddings(shape, size, tmp_path):
         torch.testing.assert_close(positions[0], first)
         torch.testing.assert_close(positions[-1], last)
     for name, weight in projection_weights(model).items():
+        if shape["projection_type"] == "gated_pool":  # gates read contents and know no places
+            assert torch.equal(weight, old[name])
+            continue
         along = 1 if shape["projection_type"] == "conv" else -1
         assert weight.shape[along] == old[name].shape[along] * size // 20
         assert weight.isfinite().all()
@@ -592,6 +754,7 @@ def test_resizing_a_convolution_keeps_a_mean_a_mean(size):
     [
         ({}, 4, "projected_length.*max_position_embeddings=4.*got 5"),
         ({"projection_type": "conv"}, 22, "max_position_embeddings=22.*projected_length=5"),
+        ({"projection_type": "gated_pool", **BANDS[2]}, 7, "projected_length.*max_position_embeddings=7.*got 8"),
     ],
 )
 def test_a_refused_resize_leaves_the_model_as_it_was(options, size, message):
@@ -811,10 +974,10 @@ def test_config_json_lists_every_head_and_no_private_state(tmp_path):
     assert not [name for name in config if name.startswith("_")]
 
 
-@pytest.mark.parametrize("kind", ["mean_pool", "max_pool"])
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind["projection_type"] in POOLED_TYPES], ids=name_of)
 @pytest.mark.parametrize("length", [3, 5, 20])
 def test_attention_maps_have_k_columns_for_short_inputs_too(kind, length):
-    model = tiny_model(projection_type=kind)
+    model = tiny_model(**kind)
     model.set_attn_implementation("eager")
     ids, _, _ = tiny_batch(length)
     for weights in model(ids, output_attentions=True).attentions:

@@ -223,3 +223,17 @@ if (SUITE / "test_modeling_common.py").is_file():
             "log_count_bias": True,
             "boundary_slots": True,
         }
+
+    class LinformerGatedModelTest(OtherProjection, common.ModelTesterMixin, unittest.TestCase):
+        """The extensions: gated windows, single tokens around each query, and a correction of the output."""
+
+        config_arguments: ClassVar[dict] = {
+            "projection_type": "gated_pool",
+            "local_window": 1,
+            "length_correction": True,
+        }
+
+        def test_retain_grad_hidden_states_attentions(self):
+            """Without the maps: those of a band are put together from blocks when the output is already computed."""
+            with mock.patch.object(type(self), "has_attentions", False):
+                super().test_retain_grad_hidden_states_attentions()

@@ -18,6 +18,8 @@ What differs from `BertConfig`:
 - `max_position_embeddings` is the true N: the longest input, and the number of columns of E and F.
 - `projected_length` (the paper's k), `projection_type`, `projection_sharing`, `projection_init` and the options
   of the windowed types. A combination in which an option would do nothing is refused, never ignored.
+- `gated_pool` and its `local_window` are extensions of the paper, for encoders that were trained with full attention
+  (`projection_linformer.py` has the formulae).
 - There is no decoder: a projection along the sequence mixes later tokens into every slot.
 """
 
@@ -29,7 +31,7 @@ from transformers.activations import ACT2FN
 
 
 LEARNED_TYPES = ("linear", "fixed", "conv")  # types that own numbers: something to initialise and to share
-POOLED_TYPES = ("mean_pool", "max_pool")  # types whose windows follow the real length of every row
+POOLED_TYPES = ("mean_pool", "max_pool", "gated_pool")  # types whose windows follow the real length of every row
 
 # Written into every config.json, so that `trust_remote_code=True` finds each head, whichever one was saved.
 AUTO_MAP = {
@@ -64,7 +66,8 @@ class LinformerConfig(PreTrainedConfig):
         projection_type (`str`, defaults to `"linear"`):
             `linear`: learned E and F (equation 7). `fixed`: random E and F that are saved but never trained (the case
             of theorems 1 and 2). `mean_pool`, `max_pool`: windows over the real tokens. `conv`: depthwise convolution,
-            kernel = stride = N / K (the last three are the paper's "general projections", section 4).
+            kernel = stride = N / K (the last three are the paper's "general projections", section 4). `gated_pool`, an
+            extension: windows in which learned gates weigh the tokens by their content, for each head.
         projection_sharing (`str`, *optional*):
             `none`: E and F for each head; `headwise`: E and F for each layer; `key_value`: E = F, one for each layer;
             `layerwise`: one E = F for the model. Unset means `layerwise` for the learned types. The pooled types have
@@ -74,12 +77,22 @@ class LinformerConfig(PreTrainedConfig):
             with gain 1/sqrt(2), fairseq's; `mean_pool`, windows of N / K tokens whose rows sum to 1. For `conv` the
             fan is the kernel: N(0, K/N), xavier over the kernel, K/N. Unset means `normal` for the learned types.
         freeze_projection (`bool`, defaults to `False`):
-            Keep E and F as they are (stored as buffers under the same names).
+            Keep E and F (or the gates) as they are (stored as buffers under the same names).
         log_count_bias (`bool`, defaults to `False`):
-            Pooled types: add log(tokens in the slot) to the slot's logits, so that a slot weighs what its tokens
-            would together.
+            `mean_pool`, `max_pool`: add log(tokens in the slot) to the slot's logits, so that a slot weighs what its
+            tokens would together (`gated_pool` always does; there the count is the gates' effective one).
         boundary_slots (`bool`, defaults to `False`):
             Pooled types: the first and the last real token get slots of their own (within the K slots).
+        local_window (`int`, defaults to 0):
+            `gated_pool`, an extension: with w > 0, 3 w of a query's K keys are single tokens: those of its own block of
+            w tokens and of the two blocks beside it. The other K - 3 w keys are slots; a slot that lies wholly among
+            the single tokens is masked.
+        length_correction (`bool`, defaults to `False`):
+            An extension: the attention's output gets a second linear map of its context, times max(0, 1 - K / l) in a
+            row of l real tokens. It makes up for what shortening changes on average (`calibrate.py` solves for it) and
+            leaves rows of at most K tokens alone.
+        pooler_act (`str`, defaults to `"tanh"`):
+            Activation of the pooler: BERT's and RoBERTa's `tanh`, DistilBERT's `relu`.
         classifier_pooling (`str`, defaults to `"cls"`):
             What the pooler reads: the first real token (`cls`) or the mean over the real tokens (`mean`).
         sparse_prediction (`bool`, defaults to `False`):
@@ -116,6 +129,7 @@ class LinformerConfig(PreTrainedConfig):
     layer_norm_eps: float | int = 1e-12
     classifier_dropout: float | int | None = None
     classifier_pooling: Literal["cls", "mean"] = "cls"
+    pooler_act: str = "tanh"
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -123,12 +137,14 @@ class LinformerConfig(PreTrainedConfig):
     sparse_prediction: bool = False
 
     projected_length: int | list[int] = 256
-    projection_type: Literal["linear", "fixed", "mean_pool", "max_pool", "conv"] = "linear"
+    projection_type: Literal["linear", "fixed", "mean_pool", "max_pool", "conv", "gated_pool"] = "linear"
     projection_sharing: Literal["none", "headwise", "key_value", "layerwise"] | None = None
     projection_init: Literal["normal", "xavier", "mean_pool"] | None = None
     freeze_projection: bool = False
     log_count_bias: bool = False
     boundary_slots: bool = False
+    local_window: int = 0
+    length_correction: bool = False
 
     def __post_init__(self, **kwargs):
         if self.projection_type in LEARNED_TYPES:
@@ -172,8 +188,9 @@ class LinformerConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads}): every head gets hidden_size / num_attention_heads channels."
             )
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
+        for name in ("hidden_act", "pooler_act"):
+            if getattr(self, name) not in ACT2FN:
+                raise ValueError(f"{name} must be one of {', '.join(sorted(ACT2FN))}, got {getattr(self, name)!r}.")
         if self.initializer_range < 0:
             raise ValueError(f"initializer_range must be at least 0, got {self.initializer_range}.")
         if self.layer_norm_eps <= 0:
@@ -205,10 +222,12 @@ class LinformerConfig(PreTrainedConfig):
                     f"multiple of projected_length={k}. Choose a divisor of {n}, or projection_type='mean_pool', "
                     "whose windows adapt."
                 )
-            if self.boundary_slots and k < 3:
+            least = 3 * self.local_window + (3 if self.boundary_slots else 1)
+            if k < least:
                 raise ValueError(
-                    f"boundary_slots=True keeps two slots for the first and the last token and needs "
-                    f"projected_length >= 3, got {k}."
+                    f"projected_length must be at least {least} with local_window={self.local_window} (3 keys for each "
+                    f"of its tokens) and boundary_slots={self.boundary_slots} (2 slots for the first and the last "
+                    f"token), and one slot for the rest; got {k}. Raise projected_length, or lower local_window."
                 )
         if self.projection_sharing == "layerwise" and len(set(lengths)) > 1:
             raise ValueError(
@@ -219,26 +238,31 @@ class LinformerConfig(PreTrainedConfig):
 
     def _validate_projection_options(self):
         kind = self.projection_type
-        if kind in POOLED_TYPES:
-            for name in ("projection_sharing", "projection_init"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)!r} would have no effect: projection_type={kind!r} has no "
-                        f"matrices to share or initialise. Leave {name} unset (None), or use "
-                        "projection_type='linear'."
-                    )
-        else:
-            for name in ("log_count_bias", "boundary_slots"):
-                if getattr(self, name):
-                    raise ValueError(
-                        f"{name}=True would have no effect: it belongs to the windows of projection_type='mean_pool' "
-                        f"and 'max_pool', not to {kind!r}. Leave it False, or change projection_type."
-                    )
-        if self.freeze_projection and kind not in ("linear", "conv"):
-            raise ValueError(
-                f"freeze_projection=True would have no effect: projection_type={kind!r} has no learned matrices. "
-                "Leave it False, or use projection_type='linear' or 'conv'."
-            )
+        pooled = kind in POOLED_TYPES
+        refused = {
+            "projection_sharing": (pooled, "has no matrices to share", "unset (None)"),
+            "projection_init": (pooled, "has no matrices to initialise", "unset (None)"),
+            "boundary_slots": (not pooled, f"has no windows; {', '.join(POOLED_TYPES)} have", "False"),
+            "log_count_bias": (
+                kind not in ("mean_pool", "max_pool"),
+                "is neither 'mean_pool' nor 'max_pool' (and 'gated_pool' always weighs its slots)",
+                "False",
+            ),
+            "freeze_projection": (
+                kind not in ("linear", "conv", "gated_pool"),
+                "has no learned weights; 'linear', 'conv' and 'gated_pool' have",
+                "False",
+            ),
+            "local_window": (kind != "gated_pool", "is not 'gated_pool', which projects the single tokens too", "0"),
+        }
+        for name, (useless, reason, default) in refused.items():
+            if useless and getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} would have no effect: projection_type={kind!r} {reason}. Leave "
+                    f"{name} {default}, or choose another projection_type."
+                )
+        if self.local_window < 0:
+            raise ValueError(f"local_window must be at least 0 (0: no band of single tokens), got {self.local_window}.")
 
 
 __all__ = ["LinformerConfig"]

@@ -150,6 +150,7 @@ class LinformerSelfAttention(nn.Module):
         self.attention_head_size = config.hidden_size // config.num_attention_heads
         self.scaling = self.attention_head_size**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
+        self.local_window = config.local_window
         self.is_causal = False  # sdpa would otherwise assume a causal mask where none is given
 
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
@@ -169,48 +170,149 @@ class LinformerSelfAttention(nn.Module):
         """[B, N, C] -> [B, N, C], and the attention map [B, H, N, K] where the implementation gives it (eager)."""
         projection = self.projection or shared_projection
         assert projection is not None
+        banded = self.local_window and (torch.compiler.is_exporting() or hidden_states.shape[1] > projection.keys)
+        if banded:
+            return self.banded_attention(hidden_states, tokens, projection, **kwargs)
         query = projection.split_heads(self.query(hidden_states))  # [B, H, N, D]
         key, value, slot_bias = projection(hidden_states, self.key, self.value, tokens)  # [B, H, K, D]
 
+        output, weights = self.attend(query, key, value, slot_bias, projection.projection_type, **kwargs)
+        if weights is not None and weights.shape[-1] < projection.keys:  # the keys that a short input leaves empty
+            weights = nn.functional.pad(weights, (0, projection.keys - weights.shape[-1]))
+        return output.reshape(*hidden_states.shape).contiguous(), weights
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        projection_type: str,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention by the chosen implementation: [B, H, N, D] and [B, H, K, D] -> [B, N, H, D] and the map or None."""
         implementation = self.config._attn_implementation
-        if slot_bias is not None and "flash" in (implementation or ""):
+        if bias is not None and "flash" in (implementation or ""):
             raise ValueError(
-                f"attn_implementation={implementation!r} takes no bias on slots, which "
-                f"projection_type={projection.projection_type!r} needs for this input (empty slots, or "
-                "log_count_bias). Load the model with attn_implementation='sdpa'."
+                f"attn_implementation={implementation!r} takes no bias on slots, which projection_type="
+                f"{projection_type!r} needs for this input (empty slots, or slots that weigh what their tokens would "
+                "together). Load the model with attn_implementation='sdpa'."
             )
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            slot_bias,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+        dropout = self.attention_dropout if self.training else 0.0
+        return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
+
+    def banded_attention(
+        self,
+        hidden_states: torch.Tensor,
+        tokens: RealTokens,
+        projection: LinformerProjection,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention over the gated slots and, exactly, over the blocks of w tokens around each query.
+
+        Real tokens are brought to the front of each row, so blocks are counted among them. A row of at most K real
+        tokens has these as its keys, all of them. Letters: b = N / w blocks, rounded up; S = K - 3 w slots.
+
+        Returns [B, N, C] and the map [B, H, N, K] (slots first, then the band; no gradient reaches it) or None. What
+        stands at padding is the answer of some real token.
+        """
+        w, (batch, length, channels) = self.local_window, hidden_states.shape
+        blocks = (length + w - 1) // w
+        if torch.compiler.is_exporting():
+            blocks = torch.sym_max(blocks, 2)  # 1 is special: the graph would hold for N <= w only, or for N > w
+        front = tokens.to_front(hidden_states)  # [B, N, C]
+        keys, values = self.key(front), self.value(front)  # [B, N, C]
+        slot_keys, slot_values, slot_bias, edges = projection.gated_pool(front, keys, values, tokens)
+        bias = self.band_bias(slot_bias, edges, tokens, blocks)  # [B, b, H, K]
+        banded = [
+            self.band(states, slots, blocks) for states, slots in ((keys, slot_keys), (values, slot_values))
+        ]  # [B, b, H, K, D]
+        short = tokens.length <= projection.keys  # [B or 1]
+        if is_tracing(short) or bool(short.any()):
+            first = torch.arange(projection.keys, device=front.device)
+            # A row without a real token gets no bias, as in `LinformerProjection.slot_bias`.
+            outside = (first >= tokens.length[:, None]) & (tokens.length > 0)[:, None]  # [B or 1, K]
+            outside = outside[:, None, None]
+            single_bias = bias.new_zeros(outside.shape).masked_fill(outside, torch.finfo(bias.dtype).min)
+            bias = torch.where(short[:, None, None, None], single_bias, bias)
+            first = first.clamp(max=length - 1)
+            single = [projection.split_heads(states[:, first])[:, None] for states in (keys, values)]
+            banded = [torch.where(short[:, None, None, None, None], *pair) for pair in zip(single, banded, strict=True)]
+
+        query = nn.functional.pad(self.query(front), (0, 0, 0, blocks * w - length))
+        query = query.view(batch * blocks, w, self.num_attention_heads, -1).transpose(1, 2)  # [B b, H, w, D]
+        key, value = (states.flatten(0, 1) for states in banded)  # [B b, H, K, D]
+        output, weights = self.attend(
+            query, key, value, bias.flatten(0, 1)[:, :, None], projection.projection_type, **kwargs
         )
-        if weights is not None and weights.shape[-1] < projection.slots:  # the slots that a short input leaves empty
-            weights = nn.functional.pad(weights, (0, projection.slots - weights.shape[-1]))
-        return output.reshape(*hidden_states.shape).contiguous(), weights
+        output = output.reshape(batch, blocks * w, channels)
+        if weights is not None:  # [B b, H, w, K] -> [B, H, b w, K]
+            weights = weights.view(batch, blocks, *weights.shape[1:]).transpose(1, 2).flatten(2, 3)
+        if tokens.order is None and not torch.compiler.is_exporting():  # a slice would fix N to multiples of w
+            return output[:, :length].contiguous(), None if weights is None else weights[:, :, :length]
+        # Back to where the tokens stand.
+        output = output.gather(1, tokens.place[..., None].expand(batch, -1, channels))
+        if weights is not None:
+            place = tokens.place[:, None, :, None].expand(batch, weights.shape[1], -1, weights.shape[3])
+            weights = weights.gather(2, place)
+        return output, weights
+
+    def band(self, states: torch.Tensor, slots: torch.Tensor, blocks: int) -> torch.Tensor:
+        """States [B, N, C] and slots [B, H, S, D] -> for each block its slots and its 3 w tokens, [B, b, H, K, D]."""
+        w = self.local_window
+        padded = nn.functional.pad(states, (0, 0, w, blocks * w - states.shape[1] + w))
+        near = padded.unfold(1, 3 * w, w).unflatten(2, (self.num_attention_heads, -1))  # [B, b, H, D, 3 w]
+        far = slots[:, None].expand(-1, blocks, -1, -1, -1)  # [B, b, H, S, D]
+        return torch.cat([far, near.transpose(3, 4)], 3)
+
+    def band_bias(self, slot_bias: torch.Tensor, edges: torch.Tensor, tokens: RealTokens, blocks: int) -> torch.Tensor:
+        """[B, b, H, K]: the slots' bias, and the lowest number on slots inside the band and outside the row."""
+        w, lowest = self.local_window, torch.finfo(slot_bias.dtype).min
+        first = (torch.arange(blocks, device=edges.device) - 1)[:, None] * w  # [b, 1], where the band starts
+        inside = (edges[:, None, :-1] >= first) & (edges[:, None, 1:] <= first + 3 * w)  # [B or 1, b, S]
+        far = slot_bias.transpose(1, 2).masked_fill(inside[:, :, None], lowest)  # [B, b, H, S]
+        place = first + torch.arange(3 * w, device=edges.device)  # [b, 3 w]
+        outside = (place < 0) | (place >= tokens.length[:, None, None])  # [B or 1, b, 3 w]
+        near = torch.zeros_like(outside, dtype=slot_bias.dtype).masked_fill(outside, lowest)
+        return torch.cat([far, near[:, :, None].expand(far.shape[0], -1, far.shape[2], -1)], 3)
+
+
+class LinformerCorrection(nn.Linear):
+    """W' of `length_correction`: a class of its own, because it starts at zero."""
 
 
 class LinformerSelfOutput(nn.Module):
-    def __init__(self, config: LinformerConfig):
+    """BERT's; with `length_correction`, the dense layer W is W + max(0, 1 - K / l) W' in a row of l real tokens."""
+
+    def __init__(self, config: LinformerConfig, layer_idx: int):
         super().__init__()
+        self.keys = config.projected_lengths[layer_idx]  # K
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        size = config.hidden_size
+        self.correction = LinformerCorrection(size, size) if config.length_correction else None
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + input_tensor)
+    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor, tokens: RealTokens) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.project(hidden_states, tokens)) + input_tensor)
+
+    def project(self, context: torch.Tensor, tokens: RealTokens) -> torch.Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        if self.correction is None:
+            return self.dense(context)
+        share = (1 - self.keys / tokens.length.clamp(min=1)).clamp(min=0).to(context.dtype)  # [B] or [1]
+        if tokens.mask is None:  # all rows are equally long: one product
+            weight = self.dense.weight + share * self.correction.weight
+            return nn.functional.linear(context, weight, self.dense.bias + share * self.correction.bias)
+        return self.dense(context) + share[:, None, None] * self.correction(context)
 
 
 class LinformerAttention(nn.Module):
     def __init__(self, config: LinformerConfig, layer_idx: int):
         super().__init__()
         self.self = LinformerSelfAttention(config, layer_idx)
-        self.output = LinformerSelfOutput(config)
+        self.output = LinformerSelfOutput(config, layer_idx)
 
     def forward(
         self,
@@ -220,7 +322,7 @@ class LinformerAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attention_output, _ = self.self(hidden_states, tokens, shared_projection, **kwargs)
-        return self.output(attention_output, hidden_states)
+        return self.output(attention_output, hidden_states, tokens)
 
 
 class LinformerIntermediate(nn.Module):
@@ -285,7 +387,7 @@ class LinformerPooler(nn.Module):
         super().__init__()
         self.pooling = config.classifier_pooling
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = nn.Tanh()
+        self.activation = ACT2FN[config.pooler_act]
 
     def forward(self, hidden_states: torch.Tensor, tokens: RealTokens) -> torch.Tensor:
         """[B, N, C] -> [B, C]."""
@@ -348,6 +450,9 @@ class LinformerPreTrainedModel(PreTrainedModel):
         if isinstance(module, LinformerProjection):
             module.initialize()
         elif isinstance(module, LinformerLMPredictionHead):
+            init.zeros_(module.bias)
+        elif isinstance(module, LinformerCorrection):
+            init.zeros_(module.weight)
             init.zeros_(module.bias)
 
     def get_position_embeddings(self) -> nn.Embedding:

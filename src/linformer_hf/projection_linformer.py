@@ -22,6 +22,17 @@ What differs from other implementations of the paper:
 - Biases come after compression: b_K is invisible to the softmax and b_V is added once, as in BERT.
 - E (X W) = (E X) W, and the cheaper side is computed: where the heads share E, K rows are projected instead of N.
 
+`gated_pool` is no projection of the paper. Its windows are those of `mean_pool`, but within a window W each head weighs
+the tokens by their content, and the slot's logit gets the entropy of these weights:
+
+    g_t = G x_t        p = softmax(g over W)        k' = sum_t p_t k_t        v' = sum_t p_t v_t
+    bias = - sum_t p_t log p_t = logsumexp(g) - sum_t p_t g_t
+
+For any p, q k' + bias is a lower bound of logsumexp_t(q k_t), what the window's tokens weigh together under full
+attention, and both it and v' are exact where p is the softmax of q k_t. So G = (W_K^T q)/sqrt(D) with the head's mean
+query q keeps what the average query attends to (`convert.py` starts it there); G = 0 is `mean_pool` with
+`log_count_bias`. p depends on the content, so this K' is no fixed linear map of X, and the theorems do not cover it.
+
 Letters: B batch, N length, K slots, H heads, D head size, C = H D hidden size, S distinct matrices (2: E and F; 1:
 E = F), w window.
 """
@@ -34,7 +45,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils.import_utils import is_tracing
 
-from .configuration_linformer import POOLED_TYPES, LinformerConfig
+from .configuration_linformer import LinformerConfig
 
 
 class RealTokens(NamedTuple):
@@ -110,6 +121,18 @@ def adaptive_slots(tokens: RealTokens, slots: int, boundary: bool) -> torch.Tens
     return torch.where(length <= slots, place, pooled)
 
 
+def slot_edges(length: torch.Tensor, slots: int, boundary: bool) -> torch.Tensor:
+    """[B, K + 1] int: slot s of a row holds the real tokens edges[s] to edges[s + 1] - 1, as in `adaptive_slots`."""
+    edge, length = torch.arange(slots + 1, device=length.device)[None], length[:, None]
+    if boundary:
+        inner = slots - 2
+        pooled = 1 + ((edge - 1) * (length - 2) + inner - 1) // inner  # 1 + ceil((s - 1) (l - 2) / (K - 2))
+        pooled = torch.where(edge == 0, 0, torch.where(edge == slots, length, pooled))
+    else:
+        pooled = (edge * length + slots - 1) // slots  # ceil(s l / K)
+    return torch.where(length <= slots, torch.minimum(edge, length), pooled)
+
+
 class LinformerProjection(nn.Module):
     """Shortens the keys and values of one layer (or, shared layerwise, of all layers) from N to K slots.
 
@@ -118,6 +141,7 @@ class LinformerProjection(nn.Module):
     - `linear`, `fixed`: [S, K, N], or [2, H, K, N] where each head has its own (`projection_sharing="none"`).
     - `conv`: [S, w, C] with w = N / K. It weighs the layer's input; with `projection_sharing="none"` it weighs each
       head's own projected keys and values, so no kernel is shared between heads.
+    - `gated_pool`: [H, C], the gates' map G.
     - `mean_pool`, `max_pool`: None.
     """
 
@@ -127,19 +151,22 @@ class LinformerProjection(nn.Module):
         super().__init__()
         self.projection_type = config.projection_type
         self.init = config.projection_init
-        self.slots = config.projected_lengths[layer_idx]
+        self.keys = config.projected_lengths[layer_idx]  # K
+        self.slots = self.keys - 3 * config.local_window
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.per_head = config.projection_sharing == "none"
         self.boundary = config.boundary_slots
         self.log_count = config.log_count_bias
-        if self.projection_type in POOLED_TYPES:
+        if self.projection_type in ("mean_pool", "max_pool"):
             self.register_parameter("weight", None)
             return
         matrices = 1 if config.projection_sharing in ("key_value", "layerwise") else 2
         n = config.max_position_embeddings
         if self.projection_type == "conv":
             shape: tuple[int, ...] = (matrices, n // self.slots, config.hidden_size)
+        elif self.projection_type == "gated_pool":
+            shape = (self.num_heads, config.hidden_size)
         else:
             shape = (matrices, *([self.num_heads] if self.per_head else []), self.slots, n)
         if self.projection_type == "fixed" or config.freeze_projection:
@@ -150,6 +177,9 @@ class LinformerProjection(nn.Module):
     def initialize(self) -> None:
         """Start `weight` as `projection_init` says, by transformers' initialisers: they skip loaded tensors."""
         if self.weight is None:
+            return
+        if self.projection_type == "gated_pool":
+            init.zeros_(self.weight)  # the mean over each window
             return
         rows, columns = self.weight.shape[-2:]
         # E is [K, N]; the kernel of `conv`, [w, C], holds w taps for every channel.
@@ -170,6 +200,8 @@ class LinformerProjection(nn.Module):
         """`weight` for inputs of `n` tokens, interpolated along the sequence; every row of E keeps its sum."""
         if self.weight is None:
             return None
+        if self.projection_type == "gated_pool":
+            return self.weight.detach().clone()
         weight = self.weight.detach().float()
         if self.projection_type == "conv":  # [S, w, C] -> [S, C, w]
             taps, new_taps = weight.shape[1], n // self.slots
@@ -202,11 +234,15 @@ class LinformerProjection(nn.Module):
         elif self.projection_type == "conv":
             slot = tokens.place // self.weight.shape[1]
             slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
-        elif not torch.compiler.is_exporting() and hidden_states.shape[1] <= self.slots:
+        elif not torch.compiler.is_exporting() and hidden_states.shape[1] <= self.keys:
             # One token per slot: full attention over the real tokens. An exported graph keeps the general form, which
             # holds for every length.
             short = tokens.to_front(hidden_states)  # [B, N, C]
             return self.split_heads(key(short)), self.split_heads(value(short)), self.short_bias(tokens, short.dtype)
+        elif self.projection_type == "gated_pool":
+            front = tokens.to_front(hidden_states)  # [B, N, C]
+            keys, values, slot_bias, _ = self.gated_pool(front, key(front), value(front), tokens)
+            return keys, values, slot_bias
         else:
             slot = adaptive_slots(tokens, self.slots, self.boundary)
             slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
@@ -241,6 +277,49 @@ class LinformerProjection(nn.Module):
             return torch.matmul(windows.to(selected.dtype), selected)
         count = windows.sum(-1, keepdim=True).clamp(min=1)
         return torch.matmul((windows / count).to(selected.dtype), selected)
+
+    def gated_pool(
+        self, front: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tokens: RealTokens
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pool keys and values by content (the formulae are at the top of this file).
+
+        Args:
+            front: the layer's input, real tokens first, [B, N, C].
+            keys, values: its projections, [B, N, C]; p sums to 1, so their biases pass through unchanged.
+
+        Returns:
+            K' and V' [B, H, K, D], the slots' bias [B, H, 1, K] and the windows' edges [B or 1, K + 1].
+        """
+        edges = slot_edges(tokens.length, self.slots, self.boundary)
+        outer = 2 if self.boundary else 0
+        inner, slots = front.shape[1] - outer, self.slots - outer
+        # No window is wider than the longest row's, nor than 1 where N <= K. A graph gets at least 2: 1 is special.
+        width = torch.sym_max((inner + slots - 1) // slots, 2) if is_tracing(front) else max(-(-inner // slots), 1)
+        index = edges[:, :-1, None] + torch.arange(width, device=front.device)  # [B or 1, K, w]
+        inside = index < edges[:, 1:, None]
+        index = index.clamp(max=front.shape[1] - 1)
+        gates = self.gather(nn.functional.linear(front, self.weight), index)  # [B, K, w, H]
+        gates = gates.to(torch.promote_types(front.dtype, torch.float32))
+        masked = gates.masked_fill(~inside[..., None], torch.finfo(gates.dtype).min)
+        p = masked.softmax(2)  # an empty slot's is uniform; the slot is masked below
+        # Not p * masked: its gradient multiplies the lowest number, overflows, and 0 * inf is NaN.
+        entropy = torch.logsumexp(masked, 2) - (p * gates).sum(2)  # [B, K, H]
+        empty = (edges[:, 1:] <= edges[:, :-1]) & (tokens.length > 0)[:, None]  # [B or 1, K]
+        entropy = torch.where((tokens.length > 0)[:, None, None], entropy, 0.0)
+        bias = entropy.to(front.dtype).masked_fill(empty[..., None], torch.finfo(front.dtype).min)
+        p = p.to(front.dtype)[..., None]
+        pooled = [
+            (self.gather(states, index).unflatten(-1, (self.num_heads, -1)) * p).sum(2) for states in (keys, values)
+        ]
+        return *(states.transpose(1, 2) for states in pooled), bias.transpose(1, 2)[:, :, None], edges
+
+    @staticmethod
+    def gather(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """states [B, N, c] at index [B or 1, K, w] -> [B, K, w, c]."""
+        if index.shape[0] == 1:
+            return states[:, index[0]]
+        rows = torch.arange(states.shape[0], device=states.device)  # not len(): it would fix the size of the batch
+        return states[rows[:, None, None], index]
 
     def compress_heads(
         self,
