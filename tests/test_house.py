@@ -24,12 +24,15 @@ MODULES = {path.relative_to(SOURCE).with_suffix("").as_posix(): path for path in
 # Imports go down only. What is not listed is a verb (pretrain, finetune, benchmark, ...).
 FLOORS = {
     "configuration_linformer": 0,
+    "key_tables": 0,
     "recipe": 0,
     "projection_linformer": 1,
     "modeling_linformer": 2,
     "__init__": 3,
     "results": 3,
-    "convert": 3,
+    "sources": 3,
+    "calibrate": 3,
+    "fidelity": 3.5,  # what convert and distill report with
     "demo": 4.5,  # the demo runs the verbs one after the other, so it stands between them and the command line
     "cli": 5,
     "__main__": 6,
@@ -130,9 +133,16 @@ def test_nothing_unpickles(module):
     for line, _, name, names in imports(module):
         roots = {part.split(".")[0] for part in (name or "", *names)}
         assert not roots & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, line
+    harmless = {  # official checkpoints are pickles: sources.py reads their tensors and plain data, and nothing else
+        id(node.func)
+        for node in ast.walk(tree)
+        if module == "sources"
+        and isinstance(node, ast.Call)
+        and any(keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True" for keyword in node.keywords)
+    }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            assert ast.unparse(node) != "torch.load", f"line {node.lineno}"
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
+            assert id(node) in harmless, f"line {node.lineno}"
         if isinstance(node, ast.keyword):  # numpy.load refuses pickles unless it is told otherwise
             assert node.arg != "allow_pickle" or ast.unparse(node.value) == "False", f"line {node.lineno}"
 
