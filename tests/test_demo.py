@@ -4,6 +4,7 @@ import pytest
 
 from linformer_hf import demo as demo_module
 from linformer_hf import finetune, pretrain
+from linformer_hf.data import demo_texts
 from linformer_hf.demo import FOLDERS, MASKED_SENTENCES, SEEDS, demo, plot, recipe, render, summary
 
 
@@ -82,7 +83,8 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
 
 
 def test_missing_text_is_refused_with_the_command_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setitem(demo_module.INSTALL, "no_such_package", "pip install it")
+    monkeypatch.setattr(demo_module, "DEMO_PACKAGES", ("no_such_package",))
+    monkeypatch.setitem(demo_texts.INSTALL, "no_such_package", "pip install it")
     with pytest.raises(FileNotFoundError, match="pip install it"):
         demo(str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from . import results
-from .data.demo_texts import INSTALL, installed_path
+from .data.demo_texts import DEMO_PACKAGES, installed_path
 from .data.tasks import TaskData, load_task
 from .finetune import finetune
 from .pretrain import pretrain
@@ -44,7 +44,7 @@ def demo(output: str = "runs/demo", force: bool = False) -> Path:
     """
     started = time.time()
     folder = Path(output)
-    for package in INSTALL:
+    for package in DEMO_PACKAGES:
         installed_path(package, "__init__.py")
     if folder.exists() and any(folder.iterdir()):
         if not force:

