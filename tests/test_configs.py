@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from linformer_hf import finetune, pretrain
+from linformer_hf import distill, finetune, pretrain
 
 
 ROOT = Path(__file__).parents[1]
-READERS = {"pretrain": pretrain.read_recipe, "finetune": finetune.read_recipe}
+READERS = {"pretrain": pretrain.read_recipe, "finetune": finetune.read_recipe, "distill": distill.read_recipe}
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/*.yaml"))
 GPUS = 8  # the pretraining recipes for whole machines are written for this number
 PAPER_SHAPES = [path for path in RECIPES if re.fullmatch(r"(base|large)-\d+-k\d+", path.stem)]

@@ -5,12 +5,13 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 RECIPE_VERBS = {
     "pretrain": "pretrain a Linformer as a masked language model",
     "finetune": "fine-tune a checkpoint on a classification or regression task",
+    "distill": "train a converted model to give what its source gives",
 }
 EPILOG = """\
 A recipe is one YAML file = one run; section.key=value changes it for this run, for example
@@ -43,9 +44,65 @@ def build_parser() -> argparse.ArgumentParser:
     command = verbs.add_parser("demo", help=text, description=text)
     command.add_argument("--output", default="runs/demo", metavar="FOLDER", help="default: %(default)s")
     command.add_argument("--force", action="store_true", help="delete an earlier demo in that folder first")
+    _add_convert(verbs)
     for command in verbs.choices.values():
         command.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
     return parser
+
+
+def _add_convert(verbs: Any) -> None:
+    text = "make a pretrained BERT or RoBERTa a Linformer, in minutes, and report how faithful it is"
+    command = verbs.add_parser("convert", help=text, description=text + ".")
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="Hub name or folder of a bert, roberta, xlm-roberta, camembert or distilbert model, or the .pt file of an "
+        "official fairseq Linformer",
+    )
+    command.add_argument("output", metavar="OUTPUT", help="folder to write; it must not exist or be empty")
+    command.add_argument(
+        "--projected-length",
+        type=_lengths,
+        metavar="K",
+        help="keys of each query, one number or one for each layer (256,256,128,...); default: 128",
+    )
+    command.add_argument("--max-length", type=int, metavar="N", help="longest input in tokens; default: the source's")
+    command.add_argument(
+        "--positions",
+        choices=("repeat", "interpolate"),
+        default="repeat",
+        help="how positions are extended beyond the source's (default: %(default)s)",
+    )
+    command.add_argument(
+        "--projection-type",
+        choices=("gated_pool", "mean_pool", "max_pool", "linear", "fixed", "conv"),
+        help="default: gated_pool",
+    )
+    command.add_argument("--projection-sharing", choices=("none", "headwise", "key_value", "layerwise"))
+    command.add_argument(
+        "--local-window",
+        type=int,
+        metavar="W",
+        help="gated_pool: 3 W of the K keys are the single tokens around the query; default: K / 4",
+    )
+    command.add_argument(
+        "--calibrate",
+        metavar="CORPUS",
+        help="text to calibrate on: a file, a folder or a glob; hub:NAME; or demo, the text of installed packages",
+    )
+    command.add_argument("--calibration-rows", type=int, metavar="ROWS", help="default: 131,072 tokens' worth")
+    command.add_argument("--tokenizer", metavar="NAME", help="another tokenizer than the source's own")
+    command.add_argument("--revision", help="commit, branch or tag of a Hub repository")
+    command.add_argument("--seed", type=int, default=0, help="of the text that is drawn (default: %(default)s)")
+
+
+def _lengths(text: str) -> int | list[int]:
+    """`128`, or `256,128,64`: one K for each layer."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor numbers with commas between them") from None
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.verb == "demo":
             verb(options.output, force=options.force)
+        elif options.verb == "convert":
+            given = {key: value for key, value in vars(options).items() if value is not None}
+            verb(**{key: value for key, value in given.items() if key not in ("verb", "traceback")})
         else:
             verb(options.recipe, options.overrides, resume=options.resume)
     except (ValueError, OSError, ImportError) as error:  # ImportError: flash attention asked for, not installed

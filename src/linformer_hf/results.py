@@ -47,7 +47,7 @@ CARD_TEMPLATE = """---
 
 {{ notes }}
 
-![training curve](curve.png)
+{{ picture }}
 
 ## Use
 
@@ -64,7 +64,7 @@ With the package `linformer_hf` installed, `import linformer_hf` replaces `trust
 
 {{ limits }}
 
-Everything that was run is in `results.json`: recipe, versions, seed, data counts, metrics.
+Everything that was run is in `results.json`: options, versions, seed, data counts, metrics.
 """
 
 
@@ -282,13 +282,22 @@ def model_card(
     pipeline_tag: str,
     datasets: Sequence[str] | None = None,
     results: list[EvalResult] | None = None,
+    picture: tuple[str, str] | None = ("training curve", CURVE_FILE),
+    base_model: str | None = None,
 ) -> str:
-    """The README.md of a checkpoint, with the Hub's metadata block. `metrics` becomes the table, in order."""
+    """The README.md of a checkpoint, with the Hub's metadata block.
+
+    Args:
+        metrics: becomes the table, in order.
+        picture: its description and its file in the same folder.
+        base_model: Hub name of the model that this one was made from.
+    """
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         tags=["linformer", "efficient-attention"],
         datasets=list(datasets) if datasets else None,
+        base_model=base_model,
         model_name=title if results else None,
         eval_results=results,
     )
@@ -302,6 +311,7 @@ def model_card(
         notes=notes,
         limits=limits,
         auto_class=auto_class,
+        picture=f"![{picture[0]}]({picture[1]})" if picture else "",
     )
     return str(card)
 

@@ -1,14 +1,18 @@
 """Rows of real text for calibration and for measuring: calibration and held-out rows never share a document."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from . import demo_texts
-from .corpus import PretrainingData, Source, prepare
+from .corpus import PretrainingData, Source, cache_folder, checksum, find_files, prepare, written_whole
 
 
 # What every machine has: Python's own reference. It is measured on and never calibrated on.
@@ -35,7 +39,24 @@ def corpus_sources(corpus: str) -> list[Source]:
         return [Source(kind="demo", name=name) for name in CALIBRATION]
     if corpus.startswith("hub:"):
         return [Source(kind="hub", name=corpus.removeprefix("hub:"))]
-    return [Source(kind="files", path=corpus)]
+    # Documents are held out whole, so one file must be several of them.
+    single = [file.suffix for file in find_files(corpus)] == [".txt"]
+    return [Source(kind="files", path=corpus, sample_by="paragraph" if single else "document")]
+
+
+def stored(tokenizer: PreTrainedTokenizerBase, cache_dir: str | None) -> str:
+    """The cache's folder of this very tokenizer: prepared corpora are found again by its name, so it names the content.
+
+    The tokenizer's own name does not: a folder may hold another one later, and a Hub name has many revisions.
+    """
+    with tempfile.TemporaryDirectory() as written:
+        tokenizer.save_pretrained(written)
+        content = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(written).iterdir()}
+        folder = cache_folder(cache_dir) / f"tokenizer-{checksum(content)}"
+        if not folder.is_dir():
+            with written_whole(folder) as beside:
+                shutil.copytree(written, beside, dirs_exist_ok=True)
+    return str(folder)
 
 
 def text_rows(
@@ -51,16 +72,17 @@ def text_rows(
 
     Args:
         corpus: see `corpus_sources`; without one there are no calibration rows, and only the unseen genre is held out.
-        calibration_rows, held_out_rows: at most so many (held out: half of them of the unseen genre).
+        calibration_rows, held_out_rows: at most so many (held out: half as many more of the unseen genre).
 
     Raises:
-        ValueError: the corpus has no training document of `length` tokens.
+        ValueError: there are not `length` tokens to calibrate on, or to measure on.
     """
+    tokenizer_folder = stored(tokenizer, cache_dir)
 
-    def rows(sources: list[Source], fraction: float) -> tuple[list[list[int]], list[list[int]]]:
+    def rows(sources: list[Source], fraction: float) -> tuple[Sequence[list[int]], Sequence[list[int]]]:
         data = PretrainingData(
             sources,
-            tokenizer=tokenizer.name_or_path,
+            tokenizer=tokenizer_folder,
             packing="contiguous",
             validation_fraction=fraction,
             cache_dir=cache_dir,
@@ -68,11 +90,12 @@ def text_rows(
         prepared = prepare(data, length)
         return prepared.train["input_ids"], prepared.validation["input_ids"]
 
+    sources = corpus_sources(corpus) if corpus else []  # first: what is not there is said at once
     _, unseen = rows([Source(kind="demo", name=UNSEEN)], 0.999)
-    held_out = {UNSEEN: draw(unseen, length, held_out_rows // 2 if corpus else held_out_rows, seed)}
+    held_out = {UNSEEN: draw(unseen, length, (held_out_rows + 1) // 2 if corpus else held_out_rows, seed)}
     calibration: list[torch.Tensor] = []
     if corpus:
-        train, validation = rows(corpus_sources(corpus), HELD_OUT)
+        train, validation = rows(sources, HELD_OUT)
         calibration = draw(train, length, calibration_rows, seed)
         if not calibration:
             raise ValueError(
@@ -81,6 +104,8 @@ def text_rows(
             )
         held_out = {f"held-out documents of {corpus}": draw(validation, length, held_out_rows, seed), **held_out}
     held_out = {genre: drawn for genre, drawn in held_out.items() if drawn}
+    if not held_out:
+        raise ValueError(f"there is no held-out text of {length} tokens to measure on. Choose a smaller N.")
     counts = {
         "corpus": corpus,
         "row_length": length,
@@ -90,11 +115,11 @@ def text_rows(
     return TextRows(calibration, held_out, counts)
 
 
-def draw(rows: Iterable[Sequence[int]], length: int, count: int, seed: int) -> list[torch.Tensor]:
+def draw(rows: Sequence[Sequence[int]], length: int, count: int, seed: int) -> list[torch.Tensor]:
     """`count` of the rows that have exactly `length` ids (fewer if there are not as many), in random order."""
-    whole = [row for row in rows if len(row) == length]
+    whole = [i for i, row in enumerate(rows) if len(row) == length]  # not the rows: a Hub corpus may have millions
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:count]
-    return [torch.tensor(whole[i]) for i in order.tolist()]
+    return [torch.tensor(rows[whole[i]]) for i in order.tolist()]
 
 
 def cut(rows: Sequence[torch.Tensor], length: int) -> torch.Tensor:

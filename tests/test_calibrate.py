@@ -1,0 +1,100 @@
+"""Closed-form calibration: the formulae, what it gains, and that inputs of at most K tokens stay as they are."""
+
+import pytest
+import torch
+
+from linformer_hf.calibrate import calibrate, mean_query_gates, ridge
+from linformer_hf.convert import convert_model
+from linformer_hf.sources import exact_twin, read_source
+
+
+N, K = 48, 12
+
+
+@pytest.fixture(scope="module")
+def source(tiny_source):
+    return read_source(str(tiny_source()))
+
+
+def rows(source, seed: int, count: int = 60, length: int = N) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return list(torch.randint(5, source.config["vocab_size"], (count, length), generator=generator))
+
+
+@torch.no_grad()
+def error(student, twin, given: list[torch.Tensor]) -> float:
+    ids = torch.stack(given)
+    ours, theirs = (model(ids).last_hidden_state for model in (student, twin))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def test_ridge_is_the_regularised_least_squares_solution():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    y = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    gram = x.T @ x
+    extra = (0.3 * gram.diagonal().mean()).sqrt() * torch.eye(4, dtype=torch.float64)
+    expected = torch.linalg.lstsq(
+        torch.cat([x, extra]), torch.cat([y, torch.zeros(4, 3, dtype=torch.float64)])
+    ).solution
+    torch.testing.assert_close(ridge(gram, x.T @ y, 0.3), expected)
+
+
+@torch.no_grad()
+def test_gates_score_a_token_as_the_mean_query_does(source):
+    layer = convert_model(source, projected_length=K).encoder.layer[0]
+    states = torch.randn(30, 24, generator=torch.Generator().manual_seed(0))
+    mean_query_gates(layer, states.mean(0))
+    attention = layer.attention.self
+    for head in range(2):
+        part = slice(12 * head, 12 * head + 12)
+        query = attention.query(states)[:, part].mean(0)
+        keys = attention.key(states)[:, part] - attention.key.bias[part]  # the bias is the same for every token
+        expected = keys @ query / 12**0.5
+        torch.testing.assert_close(states @ attention.projection.weight[head], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "projection",
+    [{}, {"local_window": 0}, {"projection_type": "mean_pool"}, {"projection_type": "linear"}],
+    ids=["band", "gated_pool", "mean_pool", "linear"],
+)
+def test_it_lowers_the_error_on_rows_that_it_has_not_seen(source, projection):
+    twin = exact_twin(source, N, "repeat")
+    before = convert_model(source, projected_length=K, **projection)
+    after = convert_model(source, rows=rows(source, 1, 200), twin=twin, projected_length=K, **projection)
+    unseen = rows(source, 2)
+    assert error(after, twin, unseen) < 0.95 * error(before, twin, unseen)
+
+
+def test_it_returns_the_error_of_every_layer(source):
+    twin, student = exact_twin(source, N, "repeat"), convert_model(source, projected_length=K, length_correction=True)
+    given = rows(source, 1)
+    errors = calibrate(twin, student, given)
+    assert len(errors) == 2
+    assert errors[-1] == pytest.approx(error(student, twin, given), rel=1e-3)
+
+
+def test_rows_of_at_most_k_tokens_stay_the_sources_also_beside_longer_ones(source):
+    student = convert_model(source, rows=rows(source, 1), projected_length=K)
+    assert student.encoder.layer[0].attention.output.correction.weight.abs().max() > 1e-3
+    ids = torch.stack(rows(source, 3, 3))
+    mask = (torch.arange(N) < torch.tensor([K, 5, N])[:, None]).long()
+    with torch.no_grad():
+        ours = student(ids, attention_mask=mask).last_hidden_state
+        theirs = source.reference(ids, attention_mask=mask).last_hidden_state
+    for row, length in ((0, K), (1, 5)):
+        torch.testing.assert_close(ours[row, :length], theirs[row, :length], rtol=1e-5, atol=1e-5)
+    assert (ours[2] - theirs[2]).abs().max() > 1e-2
+
+
+def test_nothing_to_calibrate_is_refused(source):
+    with pytest.raises(ValueError, match="length_correction=True"):
+        convert_model(
+            source, rows=rows(source, 1), projected_length=K, projection_type="mean_pool", length_correction=False
+        )
+
+
+def test_rows_up_to_k_teach_nothing_and_are_refused(source):
+    with pytest.raises(ValueError, match=r"longer than projected_length=12"):
+        convert_model(source, rows=rows(source, 1, length=K), projected_length=K)
