@@ -5,10 +5,18 @@ import torch
 
 from linformer_hf.calibrate import calibrate, mean_query_gates, ridge
 from linformer_hf.convert import convert_model
+from linformer_hf.projection_linformer import RealTokens
 from linformer_hf.sources import exact_twin, read_source
 
 
 N, K = 48, 12
+LENGTHS = (N, 30)  # in one calibration
+PROJECTIONS = {
+    "band": {},
+    "gated_pool": {"local_window": 0},
+    "mean_pool": {"projection_type": "mean_pool"},
+    "linear": {"projection_type": "linear"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +64,8 @@ def test_gates_score_a_token_as_the_mean_query_does(source):
 
 @pytest.mark.parametrize(
     "projection",
-    [{}, {"local_window": 0}, {"projection_type": "mean_pool"}, {"projection_type": "linear"}],
-    ids=["band", "gated_pool", "mean_pool", "linear"],
+    PROJECTIONS.values(),
+    ids=PROJECTIONS,
 )
 def test_it_lowers_the_error_on_rows_that_it_has_not_seen(source, projection):
     twin = exact_twin(source, N, "repeat")
@@ -73,6 +81,63 @@ def test_it_returns_the_error_of_every_layer(source):
     errors = calibrate(twin, student, given)
     assert len(errors) == 2
     assert errors[-1] == pytest.approx(error(student, twin, given), rel=1e-3)
+
+
+@torch.no_grad()
+def test_gates_and_correction_of_the_first_layer_are_the_formulae(source):
+    """Written out with all rows in one matrix, in float64."""
+    given = [row for length in LENGTHS for row in rows(source, length, 20, length)]
+    student = convert_model(source, rows=given, projected_length=K, local_window=0)
+    attention = student.encoder.layer[0].attention
+    embedded = [source.reference.embeddings(row[None])[0] for row in given]
+    mean_query = attention.self.query(torch.cat(embedded)).mean(0)
+    for head in range(2):
+        part = slice(12 * head, 12 * head + 12)
+        expected = mean_query[part] @ attention.self.key.weight[part] / 12**0.5
+        torch.testing.assert_close(attention.self.projection.weight[head], expected, rtol=1e-4, atol=1e-5)
+    exact = exact_twin(source, N, "repeat").encoder.layer[0].attention
+    features, missing = [], []
+    for states in embedded:
+        tokens = RealTokens.from_mask(None, len(states), states.device)
+        ours, theirs = (part.self(states[None], tokens)[0][0] for part in (attention, exact))
+        share = 1 - K / len(states)
+        features.append(share * torch.nn.functional.pad(ours, (0, 1), value=1.0).double())
+        missing.append((exact.output.dense(theirs) - attention.output.dense(ours)).double())
+    a, b = torch.cat(features), torch.cat(missing)
+    strength = (0.3 * a.square().sum(0).mean()).sqrt()
+    a = torch.cat([a, strength * torch.eye(25, dtype=torch.float64)])
+    solved = torch.linalg.lstsq(a, torch.cat([b, b.new_zeros(25, 24)])).solution.float()
+    correction = attention.output.correction
+    torch.testing.assert_close(correction.weight, solved[:-1].T, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(correction.bias, solved[-1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS.values(), ids=PROJECTIONS)
+def test_it_lowers_the_error_of_every_layer_on_its_own_rows(source, projection):
+    twin, ids = exact_twin(source, N, "repeat"), torch.stack(rows(source, 1, 200))
+    before = convert_model(source, projected_length=K, **projection)
+    after = convert_model(source, rows=list(ids), twin=twin, projected_length=K, **projection)
+    with torch.no_grad():
+        goal, first, second = (model(ids, output_hidden_states=True).hidden_states for model in (twin, before, after))
+    for exact, uncalibrated, calibrated in zip(goal[1:], first[1:], second[1:], strict=True):
+        assert (calibrated - exact).norm() < 0.98 * (uncalibrated - exact).norm()
+
+
+def test_a_layer_whose_k_no_row_exceeds_is_left_alone(source):
+    student = convert_model(source, rows=rows(source, 1, length=30), projected_length=[K, 30], local_window=0)
+    first, second = (layer.attention.output.correction for layer in student.encoder.layer)
+    assert first.weight.abs().max() > 1e-3
+    assert not second.weight.any()
+    assert not second.bias.any()
+
+
+def test_the_source_and_its_twin_are_not_changed(source):
+    twin = exact_twin(source, N, "repeat")
+    before = {name: value.clone() for name, value in twin.state_dict().items()}
+    student = convert_model(source, rows=rows(source, 1), twin=twin, projected_length=K)
+    assert all(torch.equal(value, before[name]) for name, value in twin.state_dict().items())
+    for name, value in student.state_dict().items():
+        assert ".projection." in name or ".correction." in name or torch.equal(value, before[name])
 
 
 def test_rows_of_at_most_k_tokens_stay_the_sources_also_beside_longer_ones(source):

@@ -37,7 +37,7 @@ def stopped(*arguments: str) -> int:
     return stop.value.code
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+@pytest.mark.parametrize("verb", ["pretrain", "finetune", "distill"])
 @pytest.mark.parametrize(
     ("arguments", "overrides", "resume"),
     [
@@ -60,6 +60,28 @@ def test_options_stand_before_or_after_overrides(calls, verb, arguments, overrid
 def test_demo_passes_its_options(calls, arguments, output, force):
     assert cli.main(["demo", *arguments]) == 0
     assert calls == [("demo", (output,), {"force": force})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ([], {}),
+        (["--projected-length", "64"], {"projected_length": 64}),
+        (["--max-length", "99", "--positions", "interpolate"], {"max_length": 99, "positions": "interpolate"}),
+        (["--projection-sharing", "none", "--local-window", "0"], {"projection_sharing": "none", "local_window": 0}),
+        (["--calibration-rows", "7", "--tokenizer", "t"], {"calibration_rows": 7, "tokenizer": "t"}),
+        (["--revision", "abc", "--traceback"], {"revision": "abc"}),
+        (["--projected-length", "64,32", "--seed", "5"], {"projected_length": [64, 32], "seed": 5}),
+        (
+            ["--calibrate", "demo", "--projection-type", "mean_pool"],
+            {"calibrate": "demo", "projection_type": "mean_pool"},
+        ),
+    ],
+)
+def test_convert_passes_what_is_given_and_leaves_the_rest_to_its_defaults(calls, arguments, given):
+    assert cli.main(["convert", "bert", "out", *arguments]) == 0
+    expected = {"source": "bert", "output": "out", "positions": "repeat", "seed": 0} | given
+    assert calls == [("convert", (), expected)]
 
 
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError, FileExistsError, ConnectionError])
@@ -93,6 +115,11 @@ def test_a_fault_of_the_program_is_not_hidden(calls, error):
         (["pretrain", "r.yaml", "a.b=1", "--typo", "c.d=2"], "--typo"),
         (["demo", "x"], "unrecognized arguments: x"),
         (["demo", "--resume"], "--resume"),
+        (["convert", "bert"], "OUTPUT"),
+        (["convert", "bert", "out", "more"], "unrecognized arguments: more"),
+        (["convert", "bert", "out", "--projected-length", "x"], "'x' is neither a number nor numbers"),
+        (["convert", "bert", "out", "--projection-type", "magic"], "magic"),
+        (["distill"], "RECIPE.yaml"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(calls, capsys, arguments, words):
@@ -108,7 +135,7 @@ def test_wrong_usage_is_one_line_and_status_2(calls, capsys, arguments, words):
 
 def test_errors_of_a_real_verb_arrive(capsys, tmp_path):
     missing = tmp_path / "none.yaml"
-    for verb in ("pretrain", "finetune"):
+    for verb in cli.RECIPE_VERBS:
         assert cli.main([verb, str(missing)]) == 2
         assert capsys.readouterr().err == f"error: {missing}: there is no such recipe file.\n"
     recipe = tmp_path / "r.yaml"
@@ -124,7 +151,9 @@ def test_errors_of_a_real_verb_arrive(capsys, tmp_path):
     [
         ("pretrain", ["RECIPE.yaml", "section.key=value", "--resume", "--traceback"]),
         ("finetune", ["RECIPE.yaml", "section.key=value", "--resume", "--traceback"]),
+        ("distill", ["RECIPE.yaml", "section.key=value", "--resume", "--traceback"]),
         ("demo", ["--output FOLDER", "runs/demo", "--force", "--traceback"]),
+        ("convert", ["SOURCE OUTPUT", "--projected-length K", "--max-length N", "--calibrate CORPUS", "--traceback"]),
     ],
 )
 def test_help_of_a_verb_names_its_arguments_and_imports_no_verb(calls, capsys, monkeypatch, verb, named):
@@ -140,7 +169,7 @@ def test_help_of_a_verb_names_its_arguments_and_imports_no_verb(calls, capsys, m
 
 def test_every_verb_is_a_function_of_its_module():
     text = cli.build_parser().format_help()
-    for verb in (*cli.RECIPE_VERBS, "demo"):
+    for verb in (*cli.RECIPE_VERBS, "demo", "convert"):
         assert f"\n    {verb} " in text
         module = __import__(f"linformer_hf.{verb}", fromlist=[verb])
         assert callable(getattr(module, verb))
@@ -150,8 +179,9 @@ def test_python_m_lists_the_verbs():
     command = [sys.executable, "-X", "importtime", "-m", "linformer_hf", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    for verb in ("pretrain", "finetune", "demo"):
+    verbs = (*cli.RECIPE_VERBS, "demo", "convert")
+    for verb in verbs:
         assert f"\n    {verb} " in ran.stdout
     imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
     assert "linformer_hf.cli" in imported
-    assert not imported & {f"linformer_hf.{name}" for name in ("pretrain", "finetune", "demo", "results", "data")}
+    assert not imported & {f"linformer_hf.{name}" for name in (*verbs, "results", "data")}

@@ -134,12 +134,7 @@ def convert(
     """
     started = time.time()
     folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not an empty folder. Name another OUTPUT, or delete it.")
-    if calibration_rows is not None and (calibration_rows < 1 or not calibrate):
-        raise ValueError(
-            f"calibration_rows={calibration_rows} must be at least 1, and comes with text to calibrate on (calibrate)."
-        )
+    _check_arguments(folder, calibrate, calibration_rows)
     read = read_source(source, revision, tokenizer)
     length = read.length if max_length is None else max_length
     options = {"max_length": length, "positions": positions, "calibrate": calibrate, "seed": seed, **projection}
@@ -162,6 +157,15 @@ def convert(
     written = results.RESULTS_FILE if report is None else f"{fidelity.REPORT_FILE} and {results.RESULTS_FILE}"
     print(f"Converted model, {written}: {folder.resolve()}")
     return folder
+
+
+def _check_arguments(folder: Path, calibrate: str | None, calibration_rows: int | None) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not an empty folder. Name another OUTPUT, or delete it.")
+    if calibration_rows is not None and not calibrate:
+        raise ValueError(f"calibration_rows={calibration_rows} would have no effect without text (--calibrate).")
+    if calibration_rows is not None and calibration_rows < 1:
+        raise ValueError(f"calibration_rows must be at least 1, got {calibration_rows}.")
 
 
 def _shorten(
@@ -193,15 +197,18 @@ def _texts(
 
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that gets its name when the block ends well, and else disappears."""
+    """A folder beside `folder` that takes its place when the block ends well, and else disappears."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     beside.chmod(0o777 & ~_umask())  # mkdtemp's is for its owner only
     try:
         yield beside
-        if folder.is_dir():
-            folder.rmdir()  # empty, as was checked; os.rename does not replace it everywhere
-        os.rename(beside, folder)
+        if not folder.is_dir():
+            os.rename(beside, folder)
+            return
+        # Empty, as was checked. It stays: it may be a shell's current folder. results.json comes last, as in every run.
+        for path in sorted(beside.iterdir(), key=lambda path: path.name == results.RESULTS_FILE):
+            os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

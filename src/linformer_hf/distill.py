@@ -9,7 +9,7 @@ divergence of its answers. The teacher is the exact twin of the source (K = N).
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,10 @@ import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
 from . import fidelity, modeling_linformer, results
-from .data.corpus import PreparedCorpus, PretrainingData, prepare
-from .data.corpus import Source as TextSource
+from .calibrate import relative_error
+from .data.corpus import PreparedCorpus, PretrainingData, load_tokenizer, prepare
 from .data.masking import EpochCallback, MaskedDataset, Masker, pad_collate
-from .data.texts import UNSEEN, draw
+from .data.texts import draw, stored, text_rows
 from .modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
 from .recipe import Recipe, RecipeError, load_recipe
 from .sources import Source, exact_twin, read_source
@@ -174,10 +174,15 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     student, kept = load_student(section, source)
     length = student.config.max_position_embeddings
     teacher = exact_twin(source, length, section.positions)
+    check_pair(section, student, teacher)
     data: PretrainingData = recipe.build("data")
-    data.tokenizer = data.tokenizer or section.student
+    if (data.sequence_length or 0) > length:
+        raise ValueError(f"data.sequence_length={data.sequence_length} is longer than the student reads ({length}).")
     with arguments.main_process_first(desc="preparing the corpus"):
-        corpus = prepare(data, min(data.sequence_length or length, length))
+        data.tokenizer = data.tokenizer or stored(load_tokenizer(section.student), data.cache_dir)
+        corpus = prepare(data, data.sequence_length or length)
+        held_out = held_out_rows(corpus, data, length, weights.validation_rows)
+    difference = fidelity.check_twin(source, teacher, held_out)
     choose_trainable(student, weights.trainable)
     trainer = build_trainer(teacher, student, weights, arguments, data, corpus)
     results.begin_run(folder, recipe.raw)
@@ -188,23 +193,26 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     results.save_final(trainer, folder)
     if trainer.is_world_process_zero():
         # Loaded anew: Trainer has wrapped this one's forward in autocast, and what was saved is what is reported on.
-        saved = type(student).from_pretrained(folder, dtype=torch.float32).eval()
-        report(trainer, saved, folder, recipe.raw, source, corpus, {**trained, **evaluated}, started)
+        saved = load_student(replace(section, student=str(folder)), source)[0].eval()
+        content = fidelity.report(source, teacher.to("cpu"), saved, held_out, difference)
+        report(trainer, saved, folder, recipe.raw, source, content, corpus.counts, {**trained, **evaluated}, started)
         print(f"Distilled model, {fidelity.REPORT_FILE} and {results.RESULTS_FILE}: {folder.resolve()}")
     return folder
 
 
-def load_student(section: DistillModel, source: Source) -> tuple[LinformerPreTrainedModel, dict[str, float]]:
+def load_student(section: DistillModel, source: Source) -> tuple[LinformerPreTrainedModel, dict[str, Any]]:
     """The student without dropout, and the dropout rates to write into its configuration again at the end."""
-    kept: dict[str, float] = {}
+    kept: dict[str, Any] = {}
     model_class = getattr(modeling_linformer, f"Linformer{source.head}")
     pooler = {"add_pooling_layer": source.with_pooler} if source.head == "Model" else {}
     with results.loading(section.student):
         config = model_class.config_class.from_pretrained(section.student)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             kept[name] = getattr(config, name)
             setattr(config, name, 0.0)
-        student = model_class.from_pretrained(section.student, config=config, dtype=torch.float32, **pooler)
+        student, info = model_class.from_pretrained(
+            section.student, config=config, dtype=torch.float32, output_loading_info=True, **pooler
+        )
     theirs = source.config
     for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
         if getattr(config, name) != theirs[name]:
@@ -212,7 +220,33 @@ def load_student(section: DistillModel, source: Source) -> tuple[LinformerPreTra
                 f"the student {section.student!r} has {name}={getattr(config, name)}, the teacher {section.teacher!r} "
                 f"{theirs[name]}: it was not converted from this teacher."
             )
+    if info["missing_keys"]:  # transformers fills them with random numbers
+        missing = ", ".join(sorted(info["missing_keys"])[:4])
+        raise ValueError(f"the student {section.student!r} lacks weights that the teacher has: {missing}.")
     return student, kept
+
+
+def check_pair(section: DistillModel, student: LinformerPreTrainedModel, teacher: LinformerPreTrainedModel) -> None:
+    """Raise a ValueError unless student and teacher have the same embeddings, which neither verb trains."""
+    ours, theirs = student.base_model.embeddings, teacher.base_model.embeddings
+    for name, reason in (
+        ("word_embeddings", "it was not converted from this teacher"),
+        ("position_embeddings", "set model.positions to what it was converted with"),
+    ):
+        # Far above half precision's rounding.
+        if relative_error([getattr(ours, name).weight.detach()], [getattr(theirs, name).weight.detach()]) > 0.05:
+            raise ValueError(
+                f"the student {section.student!r} has other {name} than the teacher {section.teacher!r}: {reason}."
+            )
+
+
+def held_out_rows(
+    corpus: PreparedCorpus, data: PretrainingData, length: int, rows: int
+) -> dict[str, list[torch.Tensor]]:
+    """What the report measures on, by genre: the corpus's validation documents, and text that no corpus has."""
+    unseen = text_rows(None, corpus.tokenizer, length, 0, (rows + 1) // 2, cache_dir=data.cache_dir).held_out
+    own = draw(corpus.validation["input_ids"], length, rows, 0)
+    return {**({"held-out documents of the corpus": own} if own else {}), **unseen}
 
 
 def choose_trainable(student: LinformerPreTrainedModel, trainable: str) -> None:
@@ -267,26 +301,13 @@ def report(
     folder: Path,
     recipe: dict[str, Any],
     source: Source,
-    corpus: PreparedCorpus,
+    content: dict[str, Any],
+    counts: dict[str, Any],
     metrics: dict[str, float],
     started: float,
 ) -> None:
     """The fidelity report, curve.png, README.md and results.json."""
-    args, teacher = trainer.args, trainer.teacher.to("cpu")
-    length, rows = student.config.max_position_embeddings, trainer.weights.validation_rows
-    data = PretrainingData(
-        [TextSource(kind="demo", name=UNSEEN)],
-        tokenizer=recipe["model"]["student"],
-        packing="contiguous",
-        validation_fraction=0.999,
-        cache_dir=recipe["data"].get("cache_dir"),
-    )
-    held_out = {
-        "held-out documents of the corpus": draw(corpus.validation["input_ids"], length, rows, 0),
-        UNSEEN: draw(prepare(data, length).validation["input_ids"], length, rows // 2, 0),
-    }
-    held_out = {genre: drawn for genre, drawn in held_out.items() if drawn}
-    content = fidelity.report(source, teacher, student, held_out, fidelity.check_twin(source, teacher, held_out))
+    args = trainer.args
     fidelity.write(folder, content)
     results.plot_curve(folder / results.CURVE_FILE, trainer.state.log_history, "Distillation")
     measured = {
@@ -304,7 +325,7 @@ def report(
             "verb": "distill",
             "recipe": recipe,
             **results.environment(args.seed, args.device, results.training_dtype(trainer)),
-            "data": corpus.counts,
+            "data": counts,
             "metrics": measured,
             "fidelity": content,
             "peak_memory_mib": results.peak_memory_mib(args.device),

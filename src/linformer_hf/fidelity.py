@@ -237,6 +237,7 @@ def rank_correlation(given: torch.Tensor, goal: torch.Tensor) -> float | None:
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
+@torch.no_grad()
 def masked(
     twin: LinformerPreTrainedModel,
     student: LinformerPreTrainedModel,
@@ -264,6 +265,7 @@ def masked(
     }
 
 
+@torch.no_grad()
 def cost(source: Any, student: LinformerPreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
     """Seconds (median and spread of interleaved runs) and peak memory of one forward pass over ids [1, n]."""
     models = {"source": source, "student": student}
