@@ -115,7 +115,7 @@ def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) ->
             )
         if (folder / RECIPE_FILE).exists():
             before = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-            for section in ("model", "data"):
+            for section in ("model", "data", "distillation"):
                 if before.get(section) != recipe.get(section):
                     raise ValueError(
                         f"--resume: section {section!r} differs from the interrupted run in {folder}: "
