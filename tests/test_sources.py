@@ -764,7 +764,7 @@ def test_truncated_safetensors(saved):
 
 
 def test_nothing_there(tmp_path):
-    refuse(tmp_path / "nowhere", "nowhere", "cannot be loaded")
+    refuse(tmp_path / "nowhere", "nowhere", "no file or folder")
     refuse(tmp_path, "cannot be loaded")
     refuse("bert-base-that-nobody-has", "bert-base-that-nobody-has", "cannot be loaded")
 
@@ -776,3 +776,8 @@ def test_pickled_weights_of_transformers_are_not_read(saved):
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     refuse(folder, "safetensors")
+
+
+@pytest.mark.parametrize("name", ["/no/such/model", "./model", "runs/no/such"])
+def test_a_path_with_nothing_there_is_called_a_path(name):
+    refuse(name, "no file or folder", name, "owner/name")

@@ -91,6 +91,8 @@ def read_source(name: str, revision: str | None = None, tokenizer: str | None = 
     """
     if Path(name).is_file():
         return _read_fairseq(name, tokenizer)
+    if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise ConversionError(f"there is no file or folder {name!r}, and a Hub name has the form owner/name.")
     with _explained(name):
         config = AutoConfig.from_pretrained(name, revision=revision)
     _check_supported(name, config)
