@@ -12,6 +12,8 @@ RECIPE_VERBS = {
     "pretrain": "pretrain a Linformer as a masked language model",
     "finetune": "fine-tune a checkpoint on a classification or regression task",
     "distill": "train a converted model to give what its source gives",
+    "benchmark": "time and memory beside every alternative, the paper's Table 3 and Figure 2",
+    "compare": "fine-tune several checkpoints alike, on several tasks with several seeds, into one table",
 }
 EPILOG = """\
 A recipe is one YAML file = one run; section.key=value changes it for this run, for example

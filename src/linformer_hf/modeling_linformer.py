@@ -22,6 +22,12 @@ Everything that is not attention is BERT: post-LN layers, learned positions, BER
 - A loss is a sum over labels divided by `num_items_in_batch` where the caller gives it, in every head. Trainer counts
   on that under gradient accumulation; a head that took the mean would train with gradients too large.
 - The forward pass never changes the configuration.
+- On a CPU a batch is packed: padding is dropped before the first layer and put back, as zeros, behind the last. Without
+  gradients a layer then overwrites its input in blocks of `BLOCK` tokens, since all that follows K' and V' is local to
+  a token; gradient checkpointing recomputes the same blocks. Results are those of the plain path, which is taken where
+  hidden states, attention maps or a hook are to see it, and in graphs.
+- On a CPU, half precision and attention dropout go through `eager_attention_forward` under the name of sdpa too: over K
+  slots it is faster than torch's kernel there. Dropout draws 16 bits for an element.
 - Bad ids, labels and masks raise a ValueError on the CPU. On an accelerator that check would stall the queue at every
   step, so there torch's own device-side assertion is left to speak.
 
@@ -54,6 +60,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_linformer import NO_CAUSAL, LinformerConfig
 from .projection_linformer import LinformerProjection, RealTokens
+
+
+# Tokens of a block: enough for a matrix product to run at full speed, few enough to stay in the cache.
+BLOCK = 1024
+# A row as a batch of its own costs some calls more; it must be this long on average, or save as many tokens of padding.
+WORTH_PACKING = 64
 
 
 def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ignore_index: int | None = None) -> None:
@@ -89,6 +101,41 @@ def cross_entropy(
     return mean_loss(total, (labels != ignore_index).sum(), num_items_in_batch)
 
 
+class FastDropout(torch.autograd.Function):
+    """Dropout from 16 random bits for an element, four elements to a draw: a third of the time of torch's on a CPU."""
+
+    @staticmethod
+    def forward(ctx, states: torch.Tensor, rate: float) -> torch.Tensor:  # type: ignore[override]
+        threshold = round(rate * 2**16)
+        draws = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits = draws.view(torch.int16)[: states.numel()].view(states.shape)
+        scale = torch.tensor(1 / (1 - threshold / 2**16), dtype=states.dtype)
+        ctx.factor = torch.where(bits >= threshold - 2**15, scale, scale.new_zeros(()))
+        return states * ctx.factor
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None
+
+
+def drop(states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+    """`nn.functional.dropout`, faster on a CPU; the probability is rounded to a multiple of 2^-16."""
+    if not training or rate == 0:
+        return states
+    plain = states.device.type != "cpu" or not 2**-16 <= rate < 1 - 2**-16 or is_tracing(states)
+    if plain or not torch.is_grad_enabled():
+        return nn.functional.dropout(states, p=rate, training=True)
+    dropped: torch.Tensor = FastDropout.apply(states, rate)
+    return dropped
+
+
+class LinformerDropout(nn.Dropout):
+    """`nn.Dropout` by `drop`."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return drop(states, self.p, self.training)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -103,8 +150,11 @@ def eager_attention_forward(
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # [B, H, N, K]
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    if scores.device.type == "cpu":  # softmax computes in float32 whatever it is given
+        weights = nn.functional.softmax(scores, dim=-1)
+    else:
+        weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = drop(weights, dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
@@ -117,7 +167,7 @@ class LinformerEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = LinformerDropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -130,7 +180,26 @@ class LinformerEmbeddings(nn.Module):
         """-> [B, N, C]. Words at padding are replaced by zeros, so whatever stands there has no effect."""
         if position_ids is None:
             position_ids = tokens.place
-        words = tokens.select(self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds)
+        given = [input_ids, token_type_ids, position_ids, inputs_embeds, tokens.mask]
+        if is_tracing(position_ids) or torch.is_grad_enabled() or position_ids.shape[1] <= BLOCK:
+            return self.embed(*given)
+        blocks = [  # the sum of three embeddings at once would need three times their memory
+            self.embed(*(None if whole is None else whole[:, start : start + BLOCK] for whole in given))
+            for start in range(0, position_ids.shape[1], BLOCK)
+        ]
+        return torch.cat(blocks, 1)
+
+    def embed(
+        self,
+        input_ids: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        inputs_embeds: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if mask is not None:  # a `where`, not a product: 0 * NaN is NaN
+            words = torch.where(mask[..., None], words, words.new_zeros(()))
         if token_type_ids is None:
             types = self.token_type_embeddings.weight[0]
         else:
@@ -168,17 +237,38 @@ class LinformerSelfAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, N, C] -> [B, N, C], and the attention map [B, H, N, K] where the implementation gives it (eager)."""
-        projection = self.projection or shared_projection
-        assert projection is not None
-        banded = self.local_window and (torch.compiler.is_exporting() or hidden_states.shape[1] > projection.keys)
-        if banded:
+        projection = self.projection_of(shared_projection)
+        if self.banded(hidden_states, projection):
             return self.banded_attention(hidden_states, tokens, projection, **kwargs)
-        query = projection.split_heads(self.query(hidden_states))  # [B, H, N, D]
-        key, value, slot_bias = projection(hidden_states, self.key, self.value, tokens)  # [B, H, K, D]
-
-        output, weights = self.attend(query, key, value, slot_bias, projection.projection_type, **kwargs)
+        slots = projection(hidden_states, self.key, self.value, tokens)
+        output, weights = self.attend_to_slots(hidden_states, *slots, projection, **kwargs)
         if weights is not None and weights.shape[-1] < projection.keys:  # the keys that a short input leaves empty
             weights = nn.functional.pad(weights, (0, projection.keys - weights.shape[-1]))
+        return output, weights
+
+    def projection_of(self, shared_projection: LinformerProjection | None) -> LinformerProjection:
+        """This layer's own projection, or the one that all layers share."""
+        projection = self.projection or shared_projection
+        assert projection is not None
+        return projection
+
+    def banded(self, hidden_states: torch.Tensor, projection: LinformerProjection) -> bool:
+        """Whether an input of this length has a band of single tokens among its keys."""
+        longer = torch.compiler.is_exporting() or hidden_states.shape[1] > projection.keys
+        return bool(self.local_window) and longer
+
+    def attend_to_slots(
+        self,
+        hidden_states: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        slot_bias: torch.Tensor | None,
+        projection: LinformerProjection,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The tokens [B, n, C], all of a row's or a block of them, over K' and V' [B, H, K, D] -> [B, n, C] and map."""
+        query = projection.split_heads(self.query(hidden_states))  # [B, H, n, D]
+        output, weights = self.attend(query, key, value, slot_bias, projection.projection_type, **kwargs)
         return output.reshape(*hidden_states.shape).contiguous(), weights
 
     def attend(
@@ -200,6 +290,12 @@ class LinformerSelfAttention(nn.Module):
             )
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
+        written_out = dropout > 0 or query.dtype in (torch.bfloat16, torch.float16)
+        if implementation == "sdpa" and written_out and query.device.type == "cpu" and not is_tracing(query):
+            output, _ = eager_attention_forward(  # see the top
+                self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs
+            )
+            return output, None
         return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
 
     def banded_attention(
@@ -292,7 +388,7 @@ class LinformerSelfOutput(nn.Module):
         size = config.hidden_size
         self.correction = LinformerCorrection(size, size) if config.length_correction else None
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = LinformerDropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor, tokens: RealTokens) -> torch.Tensor:
         return self.LayerNorm(self.dropout(self.project(hidden_states, tokens)) + input_tensor)
@@ -302,6 +398,9 @@ class LinformerSelfOutput(nn.Module):
         if self.correction is None:
             return self.dense(context)
         share = (1 - self.keys / tokens.length.clamp(min=1)).clamp(min=0).to(context.dtype)  # [B] or [1]
+        if tokens.rows is not None:  # [1, T, C]
+            share = share.repeat_interleave(tokens.length)
+            return self.dense(context) + share[None, :, None] * self.correction(context)
         if tokens.mask is None:  # all rows are equally long: one product
             weight = self.dense.weight + share * self.correction.weight
             return nn.functional.linear(context, weight, self.dense.bias + share * self.correction.bias)
@@ -340,18 +439,25 @@ class LinformerOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = LinformerDropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
         return self.LayerNorm(self.dropout(self.dense(hidden_states)) + input_tensor)
 
 
 class LinformerLayer(GradientCheckpointingLayer):
+    """BERT's layer. A packed batch [1, T, C] goes row by row, in blocks, where that saves memory."""
+
     def __init__(self, config: LinformerConfig, layer_idx: int):
         super().__init__()
         self.attention = LinformerAttention(config, layer_idx)
         self.intermediate = LinformerIntermediate(config)
         self.output = LinformerOutput(config)
+
+    def __call__(self, hidden_states: torch.Tensor, tokens: RealTokens, *args, **kwargs) -> torch.Tensor:
+        if tokens.rows is not None:  # `in_blocks` checkpoints by itself, with a lower peak than the layer as a whole
+            return nn.Module.__call__(self, hidden_states, tokens, *args, **kwargs)
+        return super().__call__(hidden_states, tokens, *args, **kwargs)
 
     def forward(
         self,
@@ -360,7 +466,56 @@ class LinformerLayer(GradientCheckpointingLayer):
         shared_projection: LinformerProjection | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attention_output = self.attention(hidden_states, tokens, shared_projection, **kwargs)
+        checkpointing = self.gradient_checkpointing and self.training
+        if tokens.rows is not None and (checkpointing or not torch.is_grad_enabled()):
+            return self.in_blocks(hidden_states, tokens.rows, shared_projection, checkpointing, **kwargs)
+        if tokens.rows is None:
+            attention_output = self.attention(hidden_states, tokens, shared_projection, **kwargs)
+        else:
+            context = [
+                self.attention.self(row, RealTokens.from_mask(None, count, row.device), shared_projection, **kwargs)[0]
+                for row, count in zip(hidden_states.split(tokens.rows, 1), tokens.rows, strict=True)
+            ]
+            attention_output = self.attention.output(torch.cat(context, 1), hidden_states, tokens)
+        return self.output(self.intermediate(attention_output), attention_output)
+
+    def in_blocks(
+        self,
+        hidden_states: torch.Tensor,
+        rows: list[int],
+        shared_projection: LinformerProjection | None,
+        checkpointing: bool,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """[1, T, C] -> [1, T, C]: K' and V' of a row first, then its tokens in blocks of `BLOCK`.
+
+        Without gradients the result overwrites `hidden_states`: above the input, memory is that of one block. With
+        checkpointing only K', V' and the layer's input are kept, and a block is computed again for its gradient.
+        """
+        attention, results = self.attention.self, []
+        projection = attention.projection_of(shared_projection)
+        for row in hidden_states.split(rows, 1):
+            tokens = RealTokens.from_mask(None, row.shape[1], row.device)
+            if attention.banded(row, projection):
+                context = attention(row, tokens, shared_projection, **kwargs)[0].split(BLOCK, 1)
+                blocks = [(block, tokens, near) for block, near in zip(row.split(BLOCK, 1), context, strict=True)]
+            else:
+                slots = projection(row, attention.key, attention.value, tokens)
+                blocks = [(block, tokens, None, *slots, projection) for block in row.split(BLOCK, 1)]
+            for block in blocks:
+                if checkpointing:
+                    results.append(self._gradient_checkpointing_func(self.block, *block, **kwargs))
+                else:
+                    block[0].copy_(self.block(*block, **kwargs))
+        return torch.cat(results, 1) if checkpointing else hidden_states
+
+    def block(
+        self, hidden_states: torch.Tensor, tokens: RealTokens, context: torch.Tensor | None, *slots, **kwargs
+    ) -> torch.Tensor:
+        """What of the layer is local to a token, [1, n, C] -> [1, n, C]; `context`: attention's output, if known."""
+        if context is None:
+            context, _ = self.attention.self.attend_to_slots(hidden_states, *slots, **kwargs)
+        attention_output = self.attention.output(context, hidden_states, tokens)
         return self.output(self.intermediate(attention_output), attention_output)
 
 
@@ -535,11 +690,51 @@ class LinformerModel(LinformerPreTrainedModel):
 
         tokens = RealTokens.from_mask(attention_mask, given.shape[1], given.device)
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, tokens)
-        sequence_output = self.encoder(hidden_states, tokens, **kwargs).last_hidden_state
+        if self._packs(hidden_states, tokens, kwargs):
+            sequence_output = self._encode_packed(hidden_states, tokens, **kwargs)
+        else:
+            sequence_output = self.encoder(hidden_states, tokens, **kwargs).last_hidden_state
         return BaseModelOutputWithPooling(
             last_hidden_state=sequence_output,
             pooler_output=self.pooler(sequence_output, tokens) if self.pooler is not None else None,
         )
+
+    def _packs(self, hidden_states: torch.Tensor, tokens: RealTokens, kwargs: dict) -> bool:
+        """Whether the encoder is given the real tokens of row after row (see the top)."""
+        if hidden_states.device.type != "cpu" or is_tracing(hidden_states) or self.observed(kwargs):
+            return False
+        batch, length, _ = hidden_states.shape
+        real = batch * length if tokens.mask is None else int(tokens.length.sum())
+        if not torch.is_grad_enabled() or (self.gradient_checkpointing and self.training):
+            return real >= WORTH_PACKING * batch
+        return batch * length - real >= WORTH_PACKING * batch
+
+    def observed(self, kwargs: dict) -> bool:
+        """Whether hidden states, attention maps or the inputs and outputs of single modules are to be seen."""
+        for name in ("output_hidden_states", "output_attentions"):
+            asked = kwargs.get(name, getattr(self.config, name, None))
+            if asked is not None and asked is not False:
+                return True
+        capturing = getattr(self, "_output_capturing_hooks_installed", False)  # transformers' own; asleep unless asked
+        for module in (self.embeddings, *self.encoder.modules()):
+            own = capturing and isinstance(module, LinformerLayer | LinformerSelfAttention)
+            if len(module._forward_hooks) > own or module._forward_pre_hooks or module._backward_hooks:
+                return True
+        return False
+
+    def _encode_packed(self, hidden_states: torch.Tensor, tokens: RealTokens, **kwargs) -> torch.Tensor:
+        """The encoder over real tokens only: [B, N, C] -> [B, N, C] with zeros at padding."""
+        batch, length, channels = hidden_states.shape
+        if tokens.mask is None:
+            rows = RealTokens(None, tokens.place, tokens.length.expand(batch), None, [length] * batch)
+            packed = hidden_states.view(1, batch * length, channels)  # the embeddings' own output: free to overwrite
+            return self.encoder(packed, rows, **kwargs).last_hidden_state.view(batch, length, channels)
+        counts: list[int] = tokens.length.tolist()
+        filled = [count for count in counts if count]
+        rows = RealTokens(None, tokens.place[tokens.mask][None], tokens.length[tokens.length > 0], None, filled)
+        packed = self.encoder(hidden_states[tokens.mask][None], rows, **kwargs).last_hidden_state[0]
+        unpacked = packed.new_zeros(batch, length, channels)
+        return unpacked.masked_scatter(tokens.mask[..., None], packed)
 
     def _check_inputs(self, given: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: dict) -> None:
         """Refuse what would give a wrong answer: too long an input, a mask of another meaning, decoder arguments."""
@@ -626,9 +821,9 @@ class LinformerForMaskedLM(LinformerPreTrainedModel):
         )
 
 
-def classifier_dropout(config: LinformerConfig) -> nn.Dropout:
+def classifier_dropout(config: LinformerConfig) -> LinformerDropout:
     rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-    return nn.Dropout(rate)
+    return LinformerDropout(rate)
 
 
 @auto_docstring

@@ -56,12 +56,14 @@ class RealTokens(NamedTuple):
         place: [B, N] int, how many real tokens stand before this one ([1, N] without a mask).
         length: [B] int, real tokens in each row ([1] without a mask).
         order: [B, N] int, indices that bring the real tokens of each row to its front; None where they stand there.
+        rows: real tokens in each row, where the batch is packed: [1, T, C] holds the real tokens of row after row.
     """
 
     mask: torch.Tensor | None
     place: torch.Tensor
     length: torch.Tensor
     order: torch.Tensor | None
+    rows: list[int] | None = None
 
     @classmethod
     def from_mask(cls, mask: torch.Tensor | None, length: int, device: torch.device) -> "RealTokens":

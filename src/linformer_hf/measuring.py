@@ -1,0 +1,129 @@
+"""Time and memory of a piece of code: interleaved samples, other processes noticed, peak of the allocator."""
+
+import gc
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+# A sample lasts at least this long: shorter code runs several times in it.
+SAMPLE_SECONDS = 0.05
+# A sample is contended if other processes took more than this share of the CPU time that it could have had.
+CONTENDED = 0.1
+
+
+@dataclass
+class Samples:
+    """Repeated measurements of one case, in seconds per call.
+
+    Attributes:
+        wall, cpu: elapsed time, and CPU time of this process over all its threads.
+        contended: whether other processes were busy during the sample.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    contended: list[bool] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Medians and spreads over the samples without contention (over all, if there are fewer than three)."""
+        quiet = [i for i, busy in enumerate(self.contended) if not busy]
+        used = quiet if len(quiet) >= 3 else range(len(self.wall))
+        wall, cpu = [self.wall[i] for i in used], [self.cpu[i] for i in used]
+        return {
+            "wall_s": statistics.median(wall),
+            "wall_range_s": [min(wall), max(wall)],
+            "cpu_s": statistics.median(cpu),
+            "cpu_range_s": [min(cpu), max(cpu)],
+            "samples": len(self.wall),
+            "contended": sum(self.contended),
+        }
+
+
+def busy_seconds() -> float | None:
+    """CPU time that all processes of the machine have used (None where /proc/stat does not tell)."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _, _, irq, softirq = (int(part) for part in file.readline().split()[1:8])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(call: Callable[[], Any], calls: int) -> tuple[float, float, bool]:
+    """(wall, CPU, contended) of one sample of `calls` calls; seconds per call."""
+    synchronize()
+    others, wall, cpu = busy_seconds(), time.perf_counter(), time.process_time()
+    for _ in range(calls):
+        call()
+    synchronize()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    contended = False
+    if others is not None:
+        # /proc/stat counts in steps of 10 ms on every core: below a tenth of a second it tells nothing.
+        foreign = (busy_seconds() or 0) - others - cpu
+        contended = foreign > max(CONTENDED * wall, 0.03)
+    return wall / calls, cpu / calls, contended
+
+
+def interleave(
+    cases: dict[str, Callable[[], Any]], samples: int, seed: int = 0, warm_up: int = 2
+) -> dict[str, Samples]:
+    """Time every case `samples` times, in an order that is drawn anew for each round.
+
+    Drifts of the machine (heat, other processes) then meet all cases alike. The number of calls in a sample is settled
+    in the warm-up.
+    """
+    order = random.Random(seed)
+    calls, found = {}, {name: Samples() for name in cases}
+    for name, call in cases.items():
+        for _ in range(warm_up):
+            wall, _, _ = timed(call, 1)
+        calls[name] = max(1, round(SAMPLE_SECONDS / max(wall, 1e-6)))
+    for _ in range(samples):
+        names = list(cases)
+        order.shuffle(names)
+        for name in names:
+            wall, cpu, contended = timed(cases[name], calls[name])
+            found[name].wall.append(wall)
+            found[name].cpu.append(cpu)
+            found[name].contended.append(contended)
+    return found
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """The most bytes that `call` held at one moment above what was allocated before it.
+
+    On CUDA the device's own counter. On the CPU every allocation of torch's allocator, as its profiler records them
+    (what a library takes behind torch's back is not seen).
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = call()
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    held = peak = 0
+    for event in events:
+        held += event.nbytes()
+        peak = max(peak, held)
+    del kept
+    return peak
