@@ -1,5 +1,6 @@
 """The command line: exit status, one line for what the user can put right, and verbs that are imported when called."""
 
+import re
 import subprocess
 import sys
 
@@ -152,6 +153,8 @@ def test_errors_of_a_real_verb_arrive(capsys, tmp_path):
         ("pretrain", ["RECIPE.yaml", "section.key=value", "--resume", "--traceback"]),
         ("finetune", ["RECIPE.yaml", "section.key=value", "--resume", "--traceback"]),
         ("distill", ["RECIPE.yaml", "section.key=value", "--resume", "--traceback"]),
+        ("compare", ["RECIPE.yaml", "section.key=value", "--traceback"]),
+        ("benchmark", ["RECIPE.yaml", "section.key=value", "--traceback"]),
         ("demo", ["--output FOLDER", "runs/demo", "--force", "--traceback"]),
         ("convert", ["SOURCE OUTPUT", "--projected-length K", "--max-length N", "--calibrate CORPUS", "--traceback"]),
     ],
@@ -170,7 +173,7 @@ def test_help_of_a_verb_names_its_arguments_and_imports_no_verb(calls, capsys, m
 def test_every_verb_is_a_function_of_its_module():
     text = cli.build_parser().format_help()
     for verb in (*cli.RECIPE_VERBS, "demo", "convert"):
-        assert f"\n    {verb} " in text
+        assert re.search(rf"\n    {verb}\s", text)
         module = __import__(f"linformer_hf.{verb}", fromlist=[verb])
         assert callable(getattr(module, verb))
 
@@ -181,7 +184,7 @@ def test_python_m_lists_the_verbs():
     assert ran.returncode == 0, ran.stderr[-2000:]
     verbs = (*cli.RECIPE_VERBS, "demo", "convert")
     for verb in verbs:
-        assert f"\n    {verb} " in ran.stdout
+        assert re.search(rf"\n    {verb}\s", ran.stdout)
     imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
     assert "linformer_hf.cli" in imported
     assert not imported & {f"linformer_hf.{name}" for name in (*verbs, "results", "data")}

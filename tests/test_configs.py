@@ -6,20 +6,30 @@ from pathlib import Path
 import pytest
 import yaml
 
-from linformer_hf import distill, finetune, pretrain
+from linformer_hf import benchmark, compare, distill, finetune, pretrain
 
 
 ROOT = Path(__file__).parents[1]
-READERS = {"pretrain": pretrain.read_recipe, "finetune": finetune.read_recipe, "distill": distill.read_recipe}
+READERS = {
+    "pretrain": pretrain.read_recipe,
+    "finetune": finetune.read_recipe,
+    "distill": distill.read_recipe,
+    "compare": compare.read_recipe,
+    "benchmark": benchmark.read_recipe,
+}
+ONE_SECTION = ("compare", "benchmark")  # named as the verb
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/*.yaml"))
 GPUS = 8  # the pretraining recipes for whole machines are written for this number
 PAPER_SHAPES = [path for path in RECIPES if re.fullmatch(r"(base|large)-\d+-k\d+", path.stem)]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
-def test_recipe_is_accepted(path, tmp_path):
+def test_recipe_is_accepted(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # a comparison names recipes from there
     # TrainingArguments refuses bf16 where there is no GPU for it, unless told to use the CPU.
     overrides = ["training.use_cpu=true", f"training.output_dir={tmp_path}"]
+    if path.parent.name in ONE_SECTION:
+        overrides = [f"{path.parent.name}.output_dir={tmp_path}"]
     recipe = READERS[path.parent.name](ROOT / path, overrides)
     for section in recipe.types:
         recipe.build(section)
@@ -36,7 +46,8 @@ def test_first_line_is_a_command_that_names_the_file(path):
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_output_folder_is_the_recipes_own(path):
     recipe = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
-    assert recipe["training"]["output_dir"] == f"runs/{path.parent.name}/{path.stem}"
+    section = path.parent.name if path.parent.name in ONE_SECTION else "training"
+    assert recipe[section]["output_dir"] == f"runs/{path.parent.name}/{path.stem}"
 
 
 @pytest.mark.parametrize("path", PAPER_SHAPES, ids=str)

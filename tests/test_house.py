@@ -33,6 +33,10 @@ FLOORS = {
     "sources": 3,
     "calibrate": 3,
     "fidelity": 3.5,  # what convert and distill report with
+    "measuring": 3,
+    "alternatives": 3,
+    "benchmark_report": 3.5,  # the tables of benchmark
+    "compare": 4.5,  # runs finetune
     "demo": 4.5,  # the demo runs the verbs one after the other, so it stands between them and the command line
     "cli": 5,
     "__main__": 6,

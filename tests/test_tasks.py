@@ -599,3 +599,32 @@ def test_baselines_by_hand(write):
     task = load_task(TaskData("files", **files, pair_column="pair"))
     # `other` is the first of two equal classes; overlap errs on the third test row.
     assert task.baselines == {"majority": 0.75, "shared_words": 0.75, "word_overlap": 0.75}
+
+
+def test_genre_has_long_passages_of_whole_books():
+    from linformer_hf.data import tasks
+
+    task = load_task(TaskData("genre"))
+    assert task.label_names == list(tasks.GENRES)
+    books = {name: " ".join(text.split()) for name, text in demo_texts.bible_books()}
+    place = {text: name for name, text in books.items()}
+    allowed = {
+        "test": set(demo_texts.TEST_BOOKS),
+        "validation": set(tasks.VALIDATION_BOOKS),
+        "train": set(books) - set(demo_texts.TEST_BOOKS) - set(tasks.VALIDATION_BOOKS),
+    }
+    seen = set()
+    for split, names in allowed.items():
+        rows = getattr(task, split)
+        for text, label in list(zip(rows["text"], rows["label"], strict=True))[::7]:
+            assert len(text.split()) == tasks.PASSAGE_WORDS
+            (found,) = {place[book] for book in place if text in book}
+            assert found in names
+            assert found in tasks.GENRES[task.label_names[label]]
+        assert not seen & set(rows["text"])
+        seen |= set(rows["text"])
+    assert len(task.test) > 300
+    assert set(task.test["label"]) == set(range(6))
+    assert task.baselines["majority"] < 0.4
+    named = [name for names in tasks.GENRES.values() for name in names]
+    assert len(named) == len(set(named))

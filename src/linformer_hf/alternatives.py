@@ -194,6 +194,7 @@ DIFFERENCES = {
     "its first layer and every third attend fully, the others to 128 tokens",
     "longformer": "attention to a window of 512 tokens, no global tokens",
     "nystromformer": "64 landmarks and a convolution of 65 values",
-    "linformer": "lucidrains: pre-norm, no embedding, no biases of queries, keys and values, E and F per layer",
+    "linformer": "lucidrains: pre-norm, no embedding, no biases of queries, keys and values, E and F per layer, "
+    "feed-forward always 4 times the width",
     "linformer-pytorch": "tatp22: E = F for all layers; no embedding",
 }

@@ -230,6 +230,7 @@ def worker(task: str, section: Benchmark, threads: int, allocator: str) -> Any:
     environment = {**os.environ, **(TUNED if allocator == "tuned" else {})}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment["KINETO_LOG_LEVEL"] = "99"  # the profiler that counts memory says on every start that it starts
     command = [sys.executable, "-P", "-m", f"{__package__}.benchmark"]
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
@@ -334,11 +335,11 @@ def difference(model: nn.Module, states: torch.Tensor, group: Group) -> float:
         extra = {"output_hidden_states": True} if plain else {}
         training = group.mode == "training"
         rates = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
-        for module, _ in rates:
-            module.p = 0.0
-        attention = [module for module in model.modules() if hasattr(module, "attention_dropout")]
-        for module in attention:
-            module.attention_dropout = 0.0
+        for dropout, _ in rates:
+            dropout.p = 0.0
+        attention: list[Any] = [module for module in model.modules() if hasattr(module, "attention_dropout")]
+        for layer in attention:
+            layer.attention_dropout = 0.0
         with torch.set_grad_enabled(training):
             with torch.autocast(states.device.type, torch.bfloat16, enabled=training and group.dtype == "bfloat16"):
                 output = model.model(inputs_embeds=states, **extra).last_hidden_state
@@ -346,12 +347,13 @@ def difference(model: nn.Module, states: torch.Tensor, group: Group) -> float:
             if training:
                 weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
                 used = torch.autograd.grad((output.float() * target).sum(), [states, *weights], allow_unused=True)
-                found += [gradient for gradient in used if gradient is not None]
+                # In one vector: some, as the key bias's, are nothing but rounding.
+                found.append(torch.cat([gradient.flatten() for gradient in used if gradient is not None]))
         outputs.append([tensor.detach().float() for tensor in found])
-        for module, rate in rates:
-            module.p = rate
-        for module in attention:
-            module.attention_dropout = group.dropout
+        for dropout, rate in rates:
+            dropout.p = rate
+        for layer in attention:
+            layer.attention_dropout = group.dropout
     model.model.set_attn_implementation("sdpa")
     return max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(*outputs, strict=True))
 
@@ -393,7 +395,7 @@ def matmul_floor(shape: Shape, group: Group, device: str) -> Callable[[], Any]:
 def memory_group(section: Benchmark, group: Group) -> dict[str, Any]:
     """Name -> {"peak_bytes": .., "input_bytes": ..} or {"failed": ..}; each case in a forked process."""
     found = {}
-    context = multiprocessing.get_context("spawn" if section.device == "cuda" else "fork")
+    context: Any = multiprocessing.get_context("spawn" if section.device == "cuda" else "fork")
     for name, (encoder, shape) in section.cases(group).items():
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=memory_case, args=(sender, encoder, shape, group, section.device))

@@ -10,7 +10,7 @@ from .alternatives import FLOOR, OURS
 
 
 # Table 3 of the paper: (time saved, memory saved) in inference against a transformer, by N and K, on a 16 GB V100.
-PAPER = {
+PAPER: dict[int, dict[int, tuple[float, float]]] = {
     512: {128: (1.5, 1.7), 256: (1.3, 1.5)},
     1024: {128: (1.7, 3.0), 256: (1.6, 2.9), 512: (1.3, 1.8)},
     2048: {128: (2.6, 6.1), 256: (2.4, 5.6), 512: (2.1, 3.6), 1024: (1.3, 2.0)},
@@ -139,7 +139,8 @@ def exponents(rows: list[dict[str, Any]], threads: int) -> str:
 
 
 def memory_tables(memory: list[dict[str, Any]]) -> str:
-    blocks, rows_of = [], {}
+    blocks: list[str] = []
+    rows_of: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for row in memory:
         rows_of.setdefault((row["mode"], row["dtype"], row["dropout"]), []).append(row)
     for (mode, dtype, dropout), rows in rows_of.items():

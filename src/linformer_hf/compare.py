@@ -148,7 +148,16 @@ def checkpoint_runs(section: Comparison, recipe: str, folder: Path, name: str) -
         validation[rate] = metrics[next(key for key in metrics if key.startswith("validation_"))]
     chosen = max(validation, key=lambda rate: validation[rate]) if validation else rates[0]
     seeds = {seed: run(cell(seed, chosen)) for seed in section.seeds}
-    kept = ("metrics", "baselines", "data", "steps", "train_seconds", "wall_seconds", "peak_memory_mib", "threads")
+    kept: tuple[str, ...] = (
+        "metrics",
+        "baselines",
+        "data",
+        "steps",
+        "train_seconds",
+        "wall_seconds",
+        "peak_memory_mib",
+        "threads",
+    )
     kept += ("dtype", "versions", "revision", "device_name", "parameters")
     return {
         "checkpoint": section.checkpoints[name],

@@ -35,6 +35,7 @@ Letters: B batch, N length, K slots, H heads, D head size, C hidden size, V voca
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,7 +64,7 @@ from .projection_linformer import LinformerProjection, RealTokens
 
 
 # Tokens of a block: enough for a matrix product to run at full speed, few enough to stay in the cache.
-BLOCK = 1024
+BLOCK = 512
 # A row as a batch of its own costs some calls more; it must be this long on average, or save as many tokens of padding.
 WORTH_PACKING = 64
 
@@ -105,7 +106,7 @@ class FastDropout(torch.autograd.Function):
     """Dropout from 16 random bits for an element, four elements to a draw: a third of the time of torch's on a CPU."""
 
     @staticmethod
-    def forward(ctx, states: torch.Tensor, rate: float) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx, states: torch.Tensor, rate: float) -> torch.Tensor:
         threshold = round(rate * 2**16)
         draws = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         bits = draws.view(torch.int16)[: states.numel()].view(states.shape)
@@ -114,7 +115,7 @@ class FastDropout(torch.autograd.Function):
         return states * ctx.factor
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient * ctx.factor, None
 
 
@@ -147,11 +148,12 @@ def eager_attention_forward(
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The paper's equation 7. query [B, H, N, D], key and value [B, H, K, D] -> [B, N, H, D], [B, H, N, K]."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # [B, H, N, K]
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # [B, H, N, K]
     if attention_mask is not None:
         scores = scores + attention_mask
     if scores.device.type == "cpu":  # softmax computes in float32 whatever it is given
-        weights = nn.functional.softmax(scores, dim=-1)
+        free = scores if not torch.is_grad_enabled() and not is_tracing(scores) else None
+        weights = torch.softmax(scores, dim=-1, out=free)
     else:
         weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = drop(weights, dropout, module.training)
@@ -180,14 +182,19 @@ class LinformerEmbeddings(nn.Module):
         """-> [B, N, C]. Words at padding are replaced by zeros, so whatever stands there has no effect."""
         if position_ids is None:
             position_ids = tokens.place
-        given = [input_ids, token_type_ids, position_ids, inputs_embeds, tokens.mask]
+        given: list[Any] = [input_ids, token_type_ids, position_ids, inputs_embeds, tokens.mask]
         if is_tracing(position_ids) or torch.is_grad_enabled() or position_ids.shape[1] <= BLOCK:
             return self.embed(*given)
-        blocks = [  # the sum of three embeddings at once would need three times their memory
-            self.embed(*(None if whole is None else whole[:, start : start + BLOCK] for whole in given))
-            for start in range(0, position_ids.shape[1], BLOCK)
-        ]
-        return torch.cat(blocks, 1)
+        # The sum of three embeddings at once would need three times their memory.
+        whole = None
+        for start in range(0, tokens.place.shape[1], BLOCK):
+            parts: list[Any] = [None if part is None else part[:, start : start + BLOCK] for part in given]
+            block = self.embed(*parts)
+            if whole is None:
+                whole = block.new_empty(block.shape[0], tokens.place.shape[1], block.shape[2])
+            whole[:, start : start + BLOCK] = block
+        assert whole is not None
+        return whole
 
     def embed(
         self,
@@ -241,7 +248,7 @@ class LinformerSelfAttention(nn.Module):
         if self.banded(hidden_states, projection):
             return self.banded_attention(hidden_states, tokens, projection, **kwargs)
         slots = projection(hidden_states, self.key, self.value, tokens)
-        output, weights = self.attend_to_slots(hidden_states, *slots, projection, **kwargs)
+        output, weights = self.attend_to_slots(hidden_states, slots, projection, **kwargs)
         if weights is not None and weights.shape[-1] < projection.keys:  # the keys that a short input leaves empty
             weights = nn.functional.pad(weights, (0, projection.keys - weights.shape[-1]))
         return output, weights
@@ -260,15 +267,13 @@ class LinformerSelfAttention(nn.Module):
     def attend_to_slots(
         self,
         hidden_states: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        slot_bias: torch.Tensor | None,
+        slots: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
         projection: LinformerProjection,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The tokens [B, n, C], all of a row's or a block of them, over K' and V' [B, H, K, D] -> [B, n, C] and map."""
+        """All tokens of a row or a block of them, [B, n, C], over K', V' and their bias -> [B, n, C] and the map."""
         query = projection.split_heads(self.query(hidden_states))  # [B, H, n, D]
-        output, weights = self.attend(query, key, value, slot_bias, projection.projection_type, **kwargs)
+        output, weights = self.attend(query, *slots, projection.projection_type, **kwargs)
         return output.reshape(*hidden_states.shape).contiguous(), weights
 
     def attend(
@@ -429,9 +434,13 @@ class LinformerIntermediate(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.intermediate_act_fn = ACT2FN[config.hidden_act]
+        self.gelu = config.hidden_act == "gelu"
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.intermediate_act_fn(self.dense(hidden_states))
+        states = self.dense(hidden_states)
+        if self.gelu and states.device.type == "cpu" and not torch.is_grad_enabled() and not is_tracing(states):
+            return torch.ops.aten.gelu_(states)  # in place: this is the largest tensor of a layer
+        return self.intermediate_act_fn(states)
 
 
 class LinformerOutput(nn.Module):
@@ -502,19 +511,28 @@ class LinformerLayer(GradientCheckpointingLayer):
             else:
                 slots = projection(row, attention.key, attention.value, tokens)
                 blocks = [(block, tokens, None, *slots, projection) for block in row.split(BLOCK, 1)]
-            for block in blocks:
-                if checkpointing:
-                    results.append(self._gradient_checkpointing_func(self.block, *block, **kwargs))
+            for given in blocks:
+                if checkpointing:  # K' and V' are arguments of their own: reentrant checkpoints look at these only
+                    results.append(self._gradient_checkpointing_func(self.block, *given, **kwargs))
                 else:
-                    block[0].copy_(self.block(*block, **kwargs))
+                    given[0].copy_(self.block(*given, **kwargs))
         return torch.cat(results, 1) if checkpointing else hidden_states
 
     def block(
-        self, hidden_states: torch.Tensor, tokens: RealTokens, context: torch.Tensor | None, *slots, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        tokens: RealTokens,
+        context: torch.Tensor | None,
+        key: Any = None,
+        value: Any = None,
+        slot_bias: torch.Tensor | None = None,
+        projection: Any = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """What of the layer is local to a token, [1, n, C] -> [1, n, C]; `context`: attention's output, if known."""
         if context is None:
-            context, _ = self.attention.self.attend_to_slots(hidden_states, *slots, **kwargs)
+            slots = (key, value, slot_bias)
+            context, _ = self.attention.self.attend_to_slots(hidden_states, slots, projection, **kwargs)
         attention_output = self.attention.output(context, hidden_states, tokens)
         return self.output(self.intermediate(attention_output), attention_output)
 

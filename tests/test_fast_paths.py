@@ -1,0 +1,245 @@
+"""Packed and blockwise encoding, written-out attention and fast dropout: equal to the plain path, and cheaper."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from linformer_hf import LinformerConfig, LinformerForMaskedLM, LinformerModel
+from linformer_hf import modeling_linformer as modeling
+from linformer_hf.measuring import peak_bytes
+
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 512,
+    "projected_length": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+KINDS = [
+    {"projection_type": "linear", "projection_sharing": "layerwise"},
+    {"projection_type": "linear", "projection_sharing": "none"},
+    {"projection_type": "linear", "projection_sharing": "headwise", "projection_init": "mean_pool"},
+    {"projection_type": "fixed"},
+    {"projection_type": "conv"},
+    {"projection_type": "mean_pool", "log_count_bias": True},
+    {"projection_type": "max_pool"},
+    {"projection_type": "gated_pool"},
+    {"projection_type": "gated_pool", "local_window": 8, "boundary_slots": True, "length_correction": True},
+]
+PLAIN = {"output_hidden_states": True}  # what is to be seen is not computed in blocks
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(modeling, "BLOCK", 96)  # no length below is a multiple of it
+
+
+def build(kind: dict, cls=LinformerModel, **changes):
+    torch.manual_seed(0)
+    model = cls(LinformerConfig(**{**SIZES, **kind, **changes})).eval()
+    for name, parameter in model.named_parameters():
+        if "correction" in name or name.endswith("projection.weight"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def batch(lengths: list[int], left: bool) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 50, (len(lengths), max(lengths)), generator=generator)
+    mask = torch.zeros_like(ids)
+    for row, length in zip(mask, lengths, strict=True):
+        row[-length:] = left
+        row[:length] |= not left
+        if not length:
+            row[:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture
+def packs(monkeypatch) -> list[bool]:
+    """What `_packs` answered, call after call."""
+    answers, real = [], LinformerModel._packs
+    monkeypatch.setattr(LinformerModel, "_packs", lambda *given: answers.append(real(*given)) or answers[-1])
+    return answers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lengths", [[300, 300], [301, 70, 9], [64, 200, 0]], ids=str)
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_without_gradients_the_answers_are_those_of_the_plain_path(kind, left, lengths, dtype, packs):
+    model, given = build(kind).to(dtype), batch(lengths, left)
+    with torch.no_grad():
+        ours, plain = model(**given), model(**given, **PLAIN)
+    assert packs == [True, False]
+    real = given["attention_mask"].bool()
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1  # values are about 1: a few units of bfloat16's last place
+    assert (ours.last_hidden_state - plain.last_hidden_state)[real].abs().max() < tolerance
+    assert (ours.last_hidden_state[~real] == 0).all()
+    filled = torch.tensor([length > 0 for length in lengths])
+    assert (ours.pooler_output - plain.pooler_output)[filled].abs().max() < tolerance
+
+
+@pytest.mark.parametrize("checkpointing", [None, False, True], ids=["packed", "checkpointed", "reentrant"])
+@pytest.mark.parametrize("lengths", [[300, 300], [301, 70, 9]], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_gradients_are_those_of_the_plain_path(kind, lengths, checkpointing, packs):
+    model, given = build(kind).train(), batch(lengths, left=True)
+    real = given["attention_mask"].bool()
+    weights = torch.randn(*real.shape, 32, generator=torch.Generator().manual_seed(2))
+    found = []
+    for plain in (False, True):
+        model.zero_grad()
+        if checkpointing is not None and not plain:
+            model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+            model.enable_input_require_grads() if checkpointing else None
+        outputs = model(**given, **(PLAIN if plain else {}))
+        ((outputs.last_hidden_state * weights)[real].sum() + outputs.pooler_output.sum()).backward()
+        model.gradient_checkpointing_disable()
+        model._require_grads_hook.remove() if checkpointing and not plain else None
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    padded = 2 * max(lengths) > sum(lengths)
+    assert packs == [padded or (checkpointing is not None), False] or checkpointing  # a hook makes the path plain
+    ours, plain = found
+    assert ours.keys() == plain.keys()
+    for name in ours:
+        error = (ours[name] - plain[name]).norm() / plain[name].norm().clamp(min=1e-6)
+        assert error < 1e-5 or (ours[name] - plain[name]).abs().max() < 1e-6, name
+
+
+def test_the_callers_tensors_are_left_alone():
+    model = build(KINDS[0])
+    states, mask = torch.randn(2, 300, 32), torch.ones(2, 300, dtype=torch.long)
+    before = states.clone()
+    with torch.no_grad():
+        first, second = (model(inputs_embeds=states, attention_mask=mask).last_hidden_state for _ in range(2))
+    assert torch.equal(states, before)
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()
+
+
+@pytest.mark.parametrize("place", ["layer", "embeddings", "inside"])
+def test_a_hook_sees_whole_batches_that_stay_as_they_are(place, packs):
+    model, given, seen = build(KINDS[0]), batch([300, 200], left=False), []
+    layer = model.encoder.layer[1]
+    module = {"layer": layer, "embeddings": model.embeddings, "inside": layer.intermediate}[place]
+    handle = module.register_forward_hook(lambda _, __, output: seen.append((output, output.clone())))
+    with torch.no_grad():
+        model(**given)
+    assert packs == [False]
+    (output, copy) = seen[0]
+    assert output.shape[:2] == (2, 300)
+    assert torch.equal(output, copy)
+    handle.remove()
+    with torch.no_grad():
+        model(**given, **PLAIN)  # leaves transformers' own, sleeping hooks behind
+        model(**given)
+    assert packs == [False, False, True]
+
+
+def test_hidden_states_are_those_of_every_layer():
+    model, given = build(KINDS[0]), batch([300, 200], left=False)
+    with torch.no_grad():
+        states = model(**given, **PLAIN).hidden_states
+    assert len(states) == 4
+    assert len({state.data_ptr() for state in states}) == 4
+    assert not any(torch.equal(one, two) for one, two in itertools.pairwise(states))
+
+
+def test_short_rows_are_not_packed(packs):
+    model, given = build(KINDS[0]), batch([40, 20], left=False)
+    with torch.no_grad():
+        model(**given)
+    assert packs == [False]
+
+
+def test_masked_lm_trains_on_a_padded_batch_as_on_its_rows_alone():
+    model, given = build(KINDS[0], LinformerForMaskedLM).train(), batch([300, 120], left=False)
+    labels = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)
+    model(**given, labels=labels).loss.backward()
+    together = model.linformer.encoder.layer[0].output.dense.weight.grad.clone()
+    model.zero_grad()
+    for row, length in enumerate((300, 120)):
+        ids = given["input_ids"][row : row + 1, :length]
+        model(input_ids=ids, labels=ids, num_items_in_batch=420).loss.backward()
+    alone = model.linformer.encoder.layer[0].output.dense.weight.grad
+    assert (together - alone).norm() / alone.norm() < 1e-5
+
+
+def test_memory_of_a_long_input_is_one_input_and_a_block():
+    model = build({"projection_type": "mean_pool"}, max_position_embeddings=16384)
+    states = torch.randn(1, 16384, 32)
+    with torch.no_grad():
+        model(inputs_embeds=states)
+        ours = peak_bytes(lambda: model(inputs_embeds=states))
+        plain = peak_bytes(lambda: model(inputs_embeds=states, **PLAIN))
+    inputs = states.numel() * 4
+    assert ours < 2.5 * inputs  # windows of K x N take a share of it at this width
+    assert plain > 4 * ours
+
+
+def test_checkpointing_needs_less_memory_than_by_layer():
+    model = build({"projection_type": "linear"}, max_position_embeddings=4096, num_hidden_layers=4).train()
+    states = torch.randn(1, 4096, 32)
+
+    def step(**extra):
+        model.zero_grad()
+        model(inputs_embeds=states, **extra).last_hidden_state.sum().backward()
+
+    step()
+    kept = peak_bytes(step)
+    model.gradient_checkpointing_enable()
+    by_layer = peak_bytes(lambda: step(**PLAIN))
+    by_block = peak_bytes(step)
+    assert by_block < 0.7 * by_layer < 0.7 * kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_its_gradient_has_the_same_mask(rate, dtype):
+    torch.manual_seed(0)
+    states = torch.ones(1001, 333, dtype=dtype, requires_grad=True)
+    dropped = modeling.drop(states, rate, training=True)
+    kept = dropped != 0
+    share = 1 - rate
+    spread = math.sqrt(rate * share / states.numel())
+    assert abs(kept.float().mean().item() - share) < 5 * spread
+    scale = torch.tensor(1 / share, dtype=dtype)
+    assert (dropped[kept] - scale).abs().max() <= 2e-3 * scale
+    # No element hangs together with its neighbour, and every row has a mask of its own.
+    centred = kept.float() - share
+    assert abs((centred[:, 1:] * centred[:, :-1]).mean().item()) < 5 * rate * share / math.sqrt(states.numel())
+    assert not torch.equal(kept[0], kept[1])
+    dropped.sum().backward()
+    assert torch.equal(states.grad, dropped.detach())
+
+
+def test_dropout_follows_the_seed_and_rests_in_evaluation():
+    states = torch.randn(50, 40, requires_grad=True)
+    torch.manual_seed(3)
+    first = modeling.drop(states, 0.3, training=True)
+    torch.manual_seed(3)
+    second = modeling.drop(states, 0.3, training=True)
+    assert torch.equal(first, second)
+    assert not torch.equal(second, modeling.drop(states, 0.3, training=True))
+    assert modeling.drop(states, 0.3, training=False) is states
+    assert modeling.drop(states, 0.0, training=True) is states
+    assert not modeling.drop(states, 1.0, training=True).any()
+
+
+def test_dropout_of_an_attention_map_is_applied_under_sdpa():
+    model = build(KINDS[0], attention_probs_dropout_prob=0.5).train()
+    states = torch.randn(1, 100, 32)
+    torch.manual_seed(0)
+    one, two = (model(inputs_embeds=states).last_hidden_state for _ in range(2))
+    assert not torch.allclose(one, two)
+    model.eval()
+    one, two = (model(inputs_embeds=states).last_hidden_state for _ in range(2))
+    assert torch.equal(one, two)
