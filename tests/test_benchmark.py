@@ -103,25 +103,28 @@ def test_dropout_reaches_every_encoder():
         assert not torch.allclose(model(states), model(states)), name
 
 
+@pytest.mark.parametrize("fill", [1.0, 0.6])
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("dtype", verb.TOLERANCE)
-def test_the_check_passes_for_ours_and_fails_for_a_wrong_fast_path(monkeypatch, mode, dtype):
+def test_the_check_passes_for_ours_and_fails_for_a_wrong_fast_path(monkeypatch, mode, dtype, fill):
     from linformer_hf import modeling_linformer as modeling
 
-    group = Group(mode, dtype, 0.1 if mode == "training" else 0.0, 128, 1)
-    model, states = verb.build(OURS, Shape(128, 32, 2, 64, 1, group.dropout, 16), group, "cpu")
-    assert difference(model, states, group) <= verb.TOLERANCE[dtype]
+    group = Group(mode, dtype, 0.1 if mode == "training" else 0.0, fill, 256, 2)
+    section = Benchmark("x", [256], [16], [])
+    model, states, mask = verb.build(OURS, Shape(256, 32, 2, 64, 1, group.dropout, 16), group, section)
+    assert mask is None if fill == 1 else mask.float().mean().item() == pytest.approx(fill, abs=0.01)
+    assert difference(model, states, mask, group) <= verb.TOLERANCE[dtype]
     inner = model.model.encoder.layer[0]
     assert inner.attention.self.attention_dropout == group.dropout  # as before the check
     assert inner.attention.output.dropout.p == group.dropout
-    step(model, states, group)()
+    step(model, states, mask, group)()
     real = modeling.LinformerLayer.forward
 
     def wrong(self, hidden_states, tokens, *rest, **kwargs):
         return real(self, hidden_states, tokens, *rest, **kwargs) * (1 if "output_hidden_states" in kwargs else 1.2)
 
     monkeypatch.setattr(modeling.LinformerLayer, "forward", wrong)
-    assert difference(model, states, group) > verb.TOLERANCE[dtype]
+    assert difference(model, states, mask, group) > verb.TOLERANCE[dtype]
 
 
 def test_a_case_that_fails_its_check_has_no_ratio():
@@ -135,8 +138,14 @@ def test_a_case_that_fails_its_check_has_no_ratio():
             ("matmul floor, K = 128", 1.0),
         )
     }
-    row = {"mode": "inference", "dtype": "float32", "dropout": 0.0, "length": 512, "batch": 1, "threads": 1}
-    row |= {"allocator": "default", "cases": cases, "failed": {}, "fails_check": ["linformer_hf, K = 256"]}
+    row = {"mode": "inference", "dtype": "float32", "dropout": 0.0, "fill": 1.0, "length": 512, "batch": 1}
+    row |= {
+        "threads": 1,
+        "allocator": "default",
+        "cases": cases,
+        "failed": {},
+        "fails_check": ["linformer_hf, K = 256"],
+    }
     assert ratios(row) == {
         "linformer_hf, K = 128": {"roberta eager": 4.0, "linformer": 1.5, "matmul floor": 2.0},
     }
@@ -174,6 +183,7 @@ def test_the_papers_table_is_whole():
         ("benchmark.samples=1", "samples must be at least 3, got 1"),
         ("benchmark.lengths=[]", "lengths is empty"),
         ("benchmark.projected_lengths=[100]", "are all above half of the longest input"),
+        ("benchmark.fills=[0.3]", "fills must lie between 0.5 and 1"),
         ("benchmark.threads=[-1]", "threads at least 0"),
         ("benchmark.modes=[test]", "must be"),
         ("benchmark.colour=red", "unknown key 'benchmark.colour'"),
@@ -192,6 +202,20 @@ def test_a_package_that_is_missing_is_named_before_anything_is_measured(recipe, 
     with pytest.raises(ImportError, match=r"pip install 'linformer_hf\[benchmark\]'"):
         verb.benchmark(recipe, [f"benchmark.output_dir={tmp_path / 'new'}"])
     assert not (tmp_path / "new").exists()
+
+
+def test_encoders_without_a_mask_are_left_out_of_padded_batches():
+    section = Benchmark("x", [64], [16], ["roberta sdpa", "linformer"], fills=[1.0, 0.5])
+    full, padded = (set(section.cases(group)) for group in section.groups()[:2])
+    assert full - padded == {"linformer, K = 16"}
+
+
+def test_gradient_checkpointing_reaches_the_encoders():
+    section = Benchmark("x", [64], [16], [], gradient_checkpointing=True)
+    group = Group("training", "float32", 0.0, 1.0, 64, 1)
+    for name in (OURS, "roberta sdpa"):
+        model, _, _ = verb.build(name, Shape(64, 32, 2, 64, 1, 0.0, 16), group, section)
+        assert model.model.is_gradient_checkpointing
 
 
 def test_constant_tokens_change_the_batch():

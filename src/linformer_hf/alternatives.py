@@ -52,8 +52,8 @@ class Embedded(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.model(inputs_embeds=states).last_hidden_state
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        output: torch.Tensor = self.model(inputs_embeds=states, attention_mask=mask).last_hidden_state
         return output
 
 
@@ -185,6 +185,8 @@ BUILDERS: dict[str, Callable[[Shape], nn.Module]] = {
 }
 # Those that have a K.
 PROJECTED = (OURS, "linformer_hf mean_pool", "linformer", "linformer-pytorch")
+# Those that take no mask of padding: what stands there moves their answers.
+UNMASKED = ("linformer", "linformer-pytorch")
 DIFFERENCES = {
     OURS: "type linear, E = F for all layers (the paper's best row) unless projection_sharing says otherwise",
     "linformer_hf mean_pool": "windows instead of learned E, F",

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from . import results
-from .alternatives import BUILDERS, DIFFERENCES, FLOOR, OURS, PROJECTED, Embedded, Shape
+from .alternatives import BUILDERS, DIFFERENCES, FLOOR, OURS, PROJECTED, UNMASKED, Embedded, Shape
 from .benchmark_report import plot, tables
 from .measuring import interleave, peak_bytes
 from .recipe import Recipe, RecipeError, load_recipe
@@ -47,6 +47,8 @@ class Benchmark:
         alternatives: names of the table in alternatives.py, beside ours.
         modes: inference, training (forward, backward; bfloat16 by autocast there, as Trainer does it).
         dtypes, dropouts: dropouts are training's (inference has none).
+        fills: shares of real tokens in the batch; below 1, rows are padded to N (encoders without a mask are left out).
+        gradient_checkpointing: in training, where the encoder offers it.
         hidden_size, num_attention_heads, intermediate_size, num_hidden_layers, projection_sharing: the encoders' sizes.
         batch_size: rows; or tokens: as many rows as hold this many tokens (the paper's way).
         threads: numbers of threads; 0 is all.
@@ -64,6 +66,8 @@ class Benchmark:
     modes: list[Literal["inference", "training"]] = field(default_factory=lambda: ["inference", "training"])
     dtypes: list[Literal["float32", "bfloat16"]] = field(default_factory=lambda: ["bfloat16", "float32"])
     dropouts: list[float] = field(default_factory=lambda: [0.0])
+    fills: list[float] = field(default_factory=lambda: [1.0])
+    gradient_checkpointing: bool = False
     hidden_size: int = 768
     num_attention_heads: int = 12
     intermediate_size: int = 3072
@@ -79,7 +83,7 @@ class Benchmark:
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("lengths", "projected_lengths", "modes", "dtypes", "threads", "allocators", "dropouts"):
+        for name in ("lengths", "projected_lengths", "modes", "dtypes", "threads", "allocators", "dropouts", "fills"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one.")
         for name in (*self.alternatives, *self.longest):
@@ -94,16 +98,19 @@ class Benchmark:
                 f"projected_lengths={self.projected_lengths} are all above half of the longest input "
                 f"({max(self.lengths)}): there is nothing to shorten."
             )
+        if not all(0.5 <= fill <= 1 for fill in self.fills):
+            raise ValueError(f"fills must lie between 0.5 and 1, got {self.fills}.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device: cuda, but torch sees no CUDA device here. Set device: cpu.")
 
     def groups(self) -> list["Group"]:
         """What is timed together: one for each mode, dtype, dropout and N."""
         return [
-            Group(mode, dtype, dropout, length, max(1, self.tokens // length) if self.tokens else self.batch_size)
+            Group(mode, dtype, dropout, fill, length, max(1, self.tokens // length) if self.tokens else self.batch_size)
             for mode in self.modes
             for dtype in self.dtypes
             for dropout in (self.dropouts if mode == "training" else [0.0])
+            for fill in self.fills
             for length in self.lengths
         ]
 
@@ -111,7 +118,7 @@ class Benchmark:
         """Name in the results -> encoder and its sizes. Ours come first."""
         found = {}
         for name in (OURS, *(other for other in self.alternatives if other != OURS)):
-            if group.length > self.longest.get(name, group.length):
+            if group.length > self.longest.get(name, group.length) or (group.fill < 1 and name in UNMASKED):
                 continue
             for k in self.projected_lengths if name in PROJECTED else [0]:
                 if k > group.length // 2:
@@ -137,6 +144,7 @@ class Group:
     mode: str
     dtype: str
     dropout: float
+    fill: float
     length: int
     batch: int
 
@@ -269,10 +277,10 @@ def time_group(section: Benchmark, group: Group) -> dict[str, Any]:
     unfit: dict[str, float] = {}
     for name, (encoder, shape) in section.cases(group).items():
         try:
-            model, states = build(encoder, shape, group, section.device)
+            model, states, mask = build(encoder, shape, group, section)
             if encoder == OURS:
-                unfit[name] = difference(model, states, group)
-            calls[name] = step(model, states, group)
+                unfit[name] = difference(model, states, mask, group)
+            calls[name] = step(model, states, mask, group)
             calls[name]()
         except (RuntimeError, ValueError, TypeError) as error:  # an alternative that cannot do this at all
             failed[name] = " ".join(str(error).split())[:200]
@@ -292,23 +300,34 @@ def time_group(section: Benchmark, group: Group) -> dict[str, Any]:
     }
 
 
-def build(encoder: str, shape: Shape, group: Group, device: str) -> tuple[nn.Module, torch.Tensor]:
-    """An encoder with random weights and an input [B, N, C]."""
+def build(
+    encoder: str, shape: Shape, group: Group, section: Benchmark
+) -> tuple[nn.Module, torch.Tensor, torch.Tensor | None]:
+    """An encoder with random weights, an input [B, N, C] and its mask [B, N], or None if every token is real."""
     torch.manual_seed(0)
+    device = section.device
     model = BUILDERS[encoder](shape).to(device)
     training = group.mode == "training"
     dtype = torch.float32 if training else getattr(torch, group.dtype)
     states = torch.randn(group.batch, group.length, shape.hidden_size, device=device).to(dtype)
-    return model.to(dtype).train(training), states.requires_grad_(training)
+    mask = None
+    if group.fill < 1:  # lengths from (2 fill - 1) N to N, evenly spaced: their mean is fill N
+        shares = torch.linspace(2 * group.fill - 1, 1, group.batch) if group.batch > 1 else torch.tensor([group.fill])
+        lengths = (shares * group.length).round().clamp(min=1)
+        mask = (torch.arange(group.length) < lengths[:, None]).long().to(device)
+    if training and section.gradient_checkpointing and isinstance(model, Embedded):
+        model.model.gradient_checkpointing_enable()
+    return model.to(dtype).train(training), states.requires_grad_(training), mask
 
 
-def step(model: nn.Module, states: torch.Tensor, group: Group) -> Callable[[], Any]:
+def step(model: nn.Module, states: torch.Tensor, mask: torch.Tensor | None, group: Group) -> Callable[[], Any]:
     """What is measured: a forward pass, or in training a forward and a backward pass."""
+    given = (states,) if mask is None else (states, mask)
     if group.mode == "inference":
 
         def call() -> torch.Tensor:
             with torch.no_grad():
-                return model(states)
+                return model(*given)
 
         return call
 
@@ -318,15 +337,18 @@ def step(model: nn.Module, states: torch.Tensor, group: Group) -> Callable[[], A
         for parameter in (*model.parameters(), states):
             parameter.grad = None
         with torch.autocast(states.device.type, torch.bfloat16, enabled=group.dtype == "bfloat16"):
-            output = model(states)
+            output = model(*given)
         # Not the mean square: behind a LayerNorm it is constant, and so the gradient is nothing but rounding.
         (output.float() * target).mean().backward()
 
     return train
 
 
-def difference(model: nn.Module, states: torch.Tensor, group: Group) -> float:
-    """The largest relative difference of outputs (and gradients, in training) from the plain path; without dropout."""
+def difference(model: nn.Module, states: torch.Tensor, mask: torch.Tensor | None, group: Group) -> float:
+    """The largest relative difference of outputs (and gradients, in training) from the plain path; without dropout.
+
+    At real tokens only: what stands at padding has no meaning.
+    """
     assert isinstance(model, Embedded)
     outputs, target = [], torch.randn_like(states)
     for plain in (False, True):
@@ -342,7 +364,9 @@ def difference(model: nn.Module, states: torch.Tensor, group: Group) -> float:
             layer.attention_dropout = 0.0
         with torch.set_grad_enabled(training):
             with torch.autocast(states.device.type, torch.bfloat16, enabled=training and group.dtype == "bfloat16"):
-                output = model.model(inputs_embeds=states, **extra).last_hidden_state
+                output = model.model(inputs_embeds=states, attention_mask=mask, **extra).last_hidden_state
+            if mask is not None:
+                output = output * mask[..., None]
             found = [output]
             if training:
                 weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -398,7 +422,7 @@ def memory_group(section: Benchmark, group: Group) -> dict[str, Any]:
     context: Any = multiprocessing.get_context("spawn" if section.device == "cuda" else "fork")
     for name, (encoder, shape) in section.cases(group).items():
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=memory_case, args=(sender, encoder, shape, group, section.device))
+        process = context.Process(target=memory_case, args=(sender, encoder, shape, group, section))
         process.start()
         sender.close()
         try:
@@ -409,10 +433,10 @@ def memory_group(section: Benchmark, group: Group) -> dict[str, Any]:
     return found
 
 
-def memory_case(sender: Any, encoder: str, shape: Shape, group: Group, device: str) -> None:
+def memory_case(sender: Any, encoder: str, shape: Shape, group: Group, section: Benchmark) -> None:
     try:
-        model, states = build(encoder, shape, group, device)
-        call = step(model, states, group)
+        model, states, mask = build(encoder, shape, group, section)
+        call = step(model, states, mask, group)
         call()  # what the first call keeps, such as gradients, is no peak
         for parameter in (*model.parameters(), states):
             parameter.grad = None

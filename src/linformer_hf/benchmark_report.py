@@ -63,14 +63,15 @@ def ratios(row: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def setting(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["mode"], row["dtype"], row["dropout"], row["threads"], row["allocator"]
+    return row["mode"], row["dtype"], row["dropout"], row["fill"], row["threads"], row["allocator"]
 
 
 def title(key: tuple[Any, ...]) -> str:
-    mode, dtype, dropout, threads, allocator = key
+    mode, dtype, dropout, fill, threads, allocator = key
     thread = "1 thread, CPU time" if threads == 1 else f"{threads or 'all'} threads, wall time"
     kind = "bfloat16 autocast" if (mode, dtype) == ("training", "bfloat16") else dtype
     rate = f", dropout {dropout:g}" if mode == "training" else ""
+    rate += f", {100 * fill:g} % real tokens" if fill < 1 else ""
     return f"{mode}, {kind}{rate}, {thread}, {allocator} malloc"
 
 
@@ -86,7 +87,7 @@ def tables(content: dict[str, Any]) -> str:
         rows_of.setdefault(setting(row), []).append(row)
     for key, rows in rows_of.items():
         blocks.append(f"**{title(key)}**: our time in ms, then each alternative's time over ours\n\n{time_table(rows)}")
-        blocks.append(exponents(rows, key[3]))
+        blocks.append(exponents(rows, key[4]))
     if content["memory"]:
         blocks.append(memory_tables(content["memory"]))
     blocks.append(paper_table(content))
@@ -140,10 +141,10 @@ def exponents(rows: list[dict[str, Any]], threads: int) -> str:
 
 def memory_tables(memory: list[dict[str, Any]]) -> str:
     blocks: list[str] = []
-    rows_of: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    rows_of: dict[tuple[str, str, float, float], list[dict[str, Any]]] = {}
     for row in memory:
-        rows_of.setdefault((row["mode"], row["dtype"], row["dropout"]), []).append(row)
-    for (mode, dtype, dropout), rows in rows_of.items():
+        rows_of.setdefault((row["mode"], row["dtype"], row["dropout"], row["fill"]), []).append(row)
+    for (mode, dtype, dropout, fill), rows in rows_of.items():
         names = list(dict.fromkeys(name for row in rows for name in row["cases"]))
         lines = []
         for row in rows:
@@ -159,7 +160,7 @@ def memory_tables(memory: list[dict[str, Any]]) -> str:
             slope = exponent([point for point in points if point[1]])
             if slope is not None:
                 slopes.append(f"{name} {slope:.2f}")
-        text = f"**Peak memory above model and input, in inputs** ({mode}, {dtype}, dropout {dropout:g})"
+        text = f"**Peak memory above model and input, in inputs** ({mode}, {dtype}, dropout {dropout:g}, fill {fill:g})"
         blocks.append(f"{text}\n\n{results.markdown_table(['N', 'rows', *names], lines)}")
         if slopes:
             blocks.append(f"It grows with N to the power: {'; '.join(slopes)}.")
@@ -176,7 +177,7 @@ def paper_table(content: dict[str, Any]) -> str:
     memory = {
         (row["length"], row["batch"]): row["cases"]
         for row in content["memory"]
-        if (row["mode"], row["dtype"]) == first[:2]
+        if (row["mode"], row["dtype"], row["dropout"], row["fill"]) == first[:4]
     }
     ks = sorted({split_k(name)[1] or 0 for row in rows for name in reference(row["cases"], ())})
     lines = []
@@ -201,8 +202,8 @@ def paper_table(content: dict[str, Any]) -> str:
 
 def plot(folder: Path, content: dict[str, Any]) -> None:
     """time.png and memory.png: medians against N on logarithmic axes, one panel for each mode and dtype."""
-    first = setting(content["timings"][0])[3:]
-    timings = [row for row in content["timings"] if setting(row)[3:] == first]
+    first = setting(content["timings"][0])[4:]
+    timings = [row for row in content["timings"] if setting(row)[4:] == first]
     clock = "cpu_s" if first[0] == 1 else "wall_s"
     label = "CPU time of a call, s" if first[0] == 1 else "time of a call, s"
     _panels(folder / "time.png", timings, lambda case: case.get(clock), label)
@@ -221,13 +222,13 @@ def _panels(path: Path, rows: list[dict[str, Any]], value: Any, label: str) -> N
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    keys = list(dict.fromkeys((row["mode"], row["dtype"], row["dropout"]) for row in rows))
+    keys = list(dict.fromkeys((row["mode"], row["dtype"], row["dropout"], row["fill"]) for row in rows))
     figure, all_axes = plt.subplots(
         1, len(keys), figsize=(4.6 * len(keys), 4.4), squeeze=False, layout="constrained", sharey=True
     )
     names = list(dict.fromkeys(name for row in rows for name in row["cases"]))
     for axes, key in zip(all_axes[0], keys, strict=True):
-        own = [row for row in rows if (row["mode"], row["dtype"], row["dropout"]) == key]
+        own = [row for row in rows if (row["mode"], row["dtype"], row["dropout"], row["fill"]) == key]
         for i, name in enumerate(names):
             points = [(row["length"], value(row["cases"].get(name, {}))) for row in own]
             points = [point for point in points if point[1]]
@@ -236,8 +237,9 @@ def _panels(path: Path, rows: list[dict[str, Any]], value: Any, label: str) -> N
             ours, floor = name.startswith(f"{OURS}, K"), name.startswith(FLOOR)
             style = {"linewidth": 2.4 if ours else 1.1, "linestyle": ":" if floor else "-" if ours else "--"}
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=f"C{i % 10}", label=name, **style)
-        mode, dtype, dropout = key
-        axes.set(xscale="log", yscale="log", xlabel="N, tokens", title=f"{mode}, {dtype}, dropout {dropout:g}")
+        mode, dtype, dropout, fill = key
+        name = f"{mode}, {dtype}, dropout {dropout:g}" + (f", fill {fill:g}" if fill < 1 else "")
+        axes.set(xscale="log", yscale="log", xlabel="N, tokens", title=name)
         lengths = sorted({row["length"] for row in own})
         axes.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=45)
         axes.minorticks_off()
