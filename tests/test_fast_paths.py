@@ -127,7 +127,7 @@ def test_the_callers_tensors_are_left_alone():
 
 @pytest.mark.parametrize("place", ["layer", "embeddings", "inside"])
 def test_a_hook_sees_whole_batches_that_stay_as_they_are(place, packs):
-    model, given, seen = build(KINDS[0]), batch([300, 200], left=False), []
+    model, given, seen = build(KINDS[0]), batch([300, 290], left=False), []
     layer = model.encoder.layer[1]
     module = {"layer": layer, "embeddings": model.embeddings, "inside": layer.intermediate}[place]
     handle = module.register_forward_hook(lambda _, __, output: seen.append((output, output.clone())))

@@ -65,8 +65,9 @@ from .projection_linformer import LinformerProjection, RealTokens
 
 # Tokens of a block: enough for a matrix product to run at full speed, few enough to stay in the cache.
 BLOCK = 512
-# A row as a batch of its own costs some calls more; it must be this long on average, or save as many tokens of padding.
-WORTH_PACKING = 64
+# A row as a batch of its own costs some calls more: on average it must save so many tokens of padding, or, where blocks
+# save memory, be so long.
+WORTH_PACKING, WORTH_BLOCKS = 64, 256
 
 
 def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ignore_index: int | None = None) -> None:
@@ -723,9 +724,8 @@ class LinformerModel(LinformerPreTrainedModel):
             return False
         batch, length, _ = hidden_states.shape
         real = batch * length if tokens.mask is None else int(tokens.length.sum())
-        if not torch.is_grad_enabled() or (self.gradient_checkpointing and self.training):
-            return real >= WORTH_PACKING * batch
-        return batch * length - real >= WORTH_PACKING * batch
+        blocks = not torch.is_grad_enabled() or (self.gradient_checkpointing and self.training)
+        return batch * length - real >= WORTH_PACKING * batch or (blocks and real >= WORTH_BLOCKS * batch)
 
     def observed(self, kwargs: dict) -> bool:
         """Whether hidden states, attention maps or the inputs and outputs of single modules are to be seen."""
