@@ -13,6 +13,7 @@ RECIPE_VERBS = {
     "finetune": "fine-tune a checkpoint on a classification or regression task",
     "distill": "train a converted model to give what its source gives",
     "benchmark": "time and memory beside every alternative, the paper's Table 3 and Figure 2",
+    "spectrum": "how far from low rank a model's attention maps are (the paper's Figure 1), and which K they need",
     "compare": "fine-tune several checkpoints alike, on several tasks with several seeds, into one table",
 }
 EPILOG = """\
