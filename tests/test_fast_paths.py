@@ -185,8 +185,10 @@ def test_memory_of_a_long_input_is_one_input_and_a_block():
     assert plain > 4 * ours
 
 
-def test_checkpointing_needs_less_memory_than_by_layer():
-    model = build({"projection_type": "linear"}, max_position_embeddings=4096, num_hidden_layers=4).train()
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_checkpointing_needs_less_memory_than_by_layer(rate):
+    changes = {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
+    model = build({"projection_type": "linear"}, max_position_embeddings=4096, num_hidden_layers=4, **changes).train()
     states = torch.randn(1, 4096, 32)
 
     def step(**extra):

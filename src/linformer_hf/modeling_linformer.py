@@ -112,12 +112,14 @@ class FastDropout(torch.autograd.Function):
         draws = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         bits = draws.view(torch.int16)[: states.numel()].view(states.shape)
         scale = torch.tensor(1 / (1 - threshold / 2**16), dtype=states.dtype)
-        ctx.factor = torch.where(bits >= threshold - 2**15, scale, scale.new_zeros(()))
-        return states * ctx.factor
+        factor = torch.where(bits >= threshold - 2**15, scale, scale.new_zeros(()))
+        ctx.save_for_backward(factor)  # not an attribute: checkpointing would keep that
+        return states * factor
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient * ctx.factor, None
+        (factor,) = ctx.saved_tensors
+        return gradient * factor, None
 
 
 def drop(states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
@@ -745,7 +747,7 @@ class LinformerModel(LinformerPreTrainedModel):
         batch, length, channels = hidden_states.shape
         if tokens.mask is None:
             rows = RealTokens(None, tokens.place, tokens.length.expand(batch), None, [length] * batch)
-            packed = hidden_states.view(1, batch * length, channels)  # the embeddings' own output: free to overwrite
+            packed = hidden_states.reshape(1, batch * length, channels)  # the embeddings' own output: free to overwrite
             return self.encoder(packed, rows, **kwargs).last_hidden_state.view(batch, length, channels)
         counts: list[int] = tokens.length.tolist()
         filled = [count for count in counts if count]
