@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from linformer_hf import benchmark, compare, distill, finetune, pretrain, spectrum
+from linformer_hf import benchmark, compare, distill, finetune, pretrain, spectrum, theory
 
 
 ROOT = Path(__file__).parents[1]
@@ -17,8 +17,9 @@ READERS = {
     "compare": compare.read_recipe,
     "benchmark": benchmark.read_recipe,
     "spectrum": spectrum.read_recipe,
+    "theory": theory.read_recipe,
 }
-ONE_SECTION = ("compare", "benchmark", "spectrum")  # named as the verb
+ONE_SECTION = ("compare", "benchmark", "spectrum", "theory")  # named as the verb
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/*.yaml"))
 GPUS = 8  # the pretraining recipes for whole machines are written for this number
 PAPER_SHAPES = [path for path in RECIPES if re.fullmatch(r"(base|large)-\d+-k\d+", path.stem)]
