@@ -10,7 +10,6 @@ others are there.
 import json
 import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -202,7 +201,7 @@ def benchmark(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bo
         "verb": "benchmark",
         "recipe": recipe.raw,
         **results.environment(0, torch.device(section.device), "+".join(section.dtypes)),
-        "processor": processor(),
+        "processor": results.processor(),
         "cores": os.cpu_count(),
         "differences": {name: DIFFERENCES[name] for name in (OURS, *section.alternatives)},
         "wall_seconds": time.time() - started,
@@ -216,21 +215,6 @@ def benchmark(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bo
     print(f"{tables(content)}\n\nTables, plots and {results.RESULTS_FILE}: {folder.resolve()}")
     print(json.dumps(content, default=str))
     return folder
-
-
-def processor() -> str:
-    """The processor's name and its instructions for matrices."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    facts: dict[str, str] = {}
-    for line in lines:
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
-    flags = set(facts.get("flags", "").split())
-    known = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
-    return f"{facts.get('model name', platform.processor())} ({', '.join(known)})"
 
 
 def worker(task: str, section: Benchmark, threads: int, allocator: str) -> Any:

@@ -286,8 +286,8 @@ def markdown(content: dict[str, Any], section: Theory) -> str:
         f"By theorem 1 the answer zero has error 1. For eps = {epsilon:g} and N = {n} it asks for K = "
         f"{needed_k(n, epsilon):,}"
         + (f", more than N: {needed_k(n, epsilon):,} > {n}" if needed_k(n, epsilon) > n else "")
-        + ". What the bound justifies: that the K for a fixed error of the products grows with log N. What it does not: "
-        "a practical K, or random E and F as a start; errors near 1, or above what zero scores, are no approximation."
+        + ". What the bound justifies: that the K for a fixed error of the products grows with log N. What it does "
+        "not: a practical K, or random E and F as a start; errors near 1, or above zero's, are no approximation."
     )
 
 
