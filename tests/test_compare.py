@@ -149,3 +149,7 @@ def test_the_table_compares_means_with_the_first_checkpoint():
     assert "0.8500 (0.8000 to 0.9000)" in text
     assert "| two | 0.7500 (0.7000 to 0.8000) | -10.0 |" in text
     assert "task: 10 test rows, 7 steps, float32" in text
+    assert "Table 2" not in text  # its numbers belong beside the paper's tasks only
+    text = render({"sst2": {"one": one}, "task": {"one": one}}, "one")
+    assert "| N | model | sst2 |" in text
+    assert "| 512 | RoBERTa-base | 93.1 |" in text

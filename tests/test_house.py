@@ -25,6 +25,7 @@ MODULES = {path.relative_to(SOURCE).with_suffix("").as_posix(): path for path in
 FLOORS = {
     "configuration_linformer": 0,
     "key_tables": 0,
+    "paper": 0,
     "recipe": 0,
     "projection_linformer": 1,
     "modeling_linformer": 2,

@@ -7,19 +7,9 @@ from typing import Any
 
 from . import results
 from .alternatives import FLOOR, OURS
+from .paper import TABLE_3
 
 
-# Table 3 of the paper: (time saved, memory saved) in inference against a transformer, by N and K, on a 16 GB V100.
-PAPER: dict[int, dict[int, tuple[float, float]]] = {
-    512: {128: (1.5, 1.7), 256: (1.3, 1.5)},
-    1024: {128: (1.7, 3.0), 256: (1.6, 2.9), 512: (1.3, 1.8)},
-    2048: {128: (2.6, 6.1), 256: (2.4, 5.6), 512: (2.1, 3.6), 1024: (1.3, 2.0)},
-    4096: {128: (3.4, 14), 256: (3.2, 13), 512: (2.8, 8.3), 1024: (2.2, 4.3), 2048: (1.3, 2.3)},
-    8192: {128: (5.5, 28), 256: (5.0, 26), 512: (4.4, 17), 1024: (3.5, 8.5), 2048: (2.1, 4.5)},
-    16384: {128: (8.6, 56), 256: (7.8, 48), 512: (7.0, 32), 1024: (5.6, 16), 2048: (3.3, 8)},
-    32768: {128: (13, 56), 256: (12, 48), 512: (11, 36), 1024: (8.8, 18), 2048: (5.0, 16)},
-    65536: {128: (20, 60), 256: (18, 52), 512: (16, 40), 1024: (14, 20), 2048: (7.9, 18)},
-}
 BASELINE = "roberta eager"
 # Beyond this, N is long enough for the part of the cost that grows with it to be all of it.
 LONG = 4096
@@ -186,7 +176,7 @@ def paper_table(content: dict[str, Any]) -> str:
         found = ratios(row)
         for k in ks:
             ours = f"{OURS}, K = {k}"
-            paper = PAPER.get(row["length"], {}).get(k)
+            paper = TABLE_3.get(row["length"], {}).get(k)
             if ours not in found:
                 cells.append("")
                 continue

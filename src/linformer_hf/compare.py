@@ -21,6 +21,7 @@ from typing import Any
 from . import results
 from .data.tasks import TaskData
 from .finetune import read_recipe as read_finetune
+from .paper import TABLE_2
 from .recipe import Recipe, RecipeError, load_recipe
 
 
@@ -214,4 +215,14 @@ def render(tasks: dict[str, dict[str, Any]], first: str) -> str:
         baselines = "; ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in one["baselines"].items())
         title = f"{task}: {metric['test_rows']:,} test rows, {one['steps']:,} steps, {one['dtype']}"
         blocks.append(f"**{title}**\n\n{results.markdown_table(header, rows)}\n\nBaselines: {baselines}.")
-    return "\n\n".join(blocks)
+    return "\n\n".join(blocks + paper_rows(list(tasks)))
+
+
+def paper_rows(tasks: Sequence[str]) -> list[str]:
+    """The paper's Table 2 for those of the tasks that it has: no block if it has none of them."""
+    known = [task for task in tasks if any(task in row for row in TABLE_2.values())]
+    if not known:
+        return []
+    rows = [[n, model, *(row[task] for task in known)] for (n, model), row in TABLE_2.items()]
+    table = results.markdown_table(["N", "model", *known], rows)
+    return [f"**The paper's Table 2** (base size, pretrained on BookCorpus and Wikipedia)\n\n{table}"]
