@@ -155,6 +155,7 @@ def test_errors_of_a_real_verb_arrive(capsys, tmp_path):
         ("distill", ["RECIPE.yaml", "section.key=value", "--resume", "--traceback"]),
         ("compare", ["RECIPE.yaml", "section.key=value", "--traceback"]),
         ("spectrum", ["RECIPE.yaml", "section.key=value", "--traceback"]),
+        ("sweep", ["RECIPE.yaml", "section.key=value", "--traceback"]),
         ("theory", ["RECIPE.yaml", "section.key=value", "--traceback"]),
         ("benchmark", ["RECIPE.yaml", "section.key=value", "--traceback"]),
         ("demo", ["--output FOLDER", "runs/demo", "--force", "--traceback"]),

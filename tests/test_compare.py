@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from linformer_hf import cli
+from linformer_hf import cells, cli
 from linformer_hf import compare as verb
 from linformer_hf.compare import Comparison, read_recipe, render
 from linformer_hf.recipe import RecipeError
@@ -59,7 +59,7 @@ def test_every_cell_is_a_run_with_its_seed_and_the_chosen_rate(ran):
         assert list(checkpoint["seeds"]) == ["3", "4"]
         for seed, results in checkpoint["seeds"].items():
             rate = f"lr-{checkpoint['learning_rate']:g}"
-            cell = ran / "files" / verb.folder_name(name) / rate / f"seed-{seed}" / "results.json"
+            cell = ran / "files" / cells.folder_name(name) / rate / f"seed-{seed}" / "results.json"
             own = json.loads(cell.read_text(encoding="utf-8"))
             assert own["metrics"] == results["metrics"]
             assert own["recipe"]["training"]["seed"] == int(seed)
@@ -72,7 +72,7 @@ def test_every_cell_is_a_run_with_its_seed_and_the_chosen_rate(ran):
 
 def test_finished_cells_are_not_run_again_and_unfinished_ones_are(ran, place, monkeypatch):
     called = []
-    monkeypatch.setattr(verb.subprocess, "run", lambda command: called.append(command))
+    monkeypatch.setattr(cells.subprocess, "run", lambda command: called.append(command))
     before = (ran / "results.json").read_bytes()
     verb.compare(place / "r.yaml")
     assert not called
@@ -88,7 +88,7 @@ def test_an_unfinished_cell_is_begun_anew(ran, place, monkeypatch):
     class Failed:
         returncode = 1
 
-    monkeypatch.setattr(verb.subprocess, "run", lambda command: Failed)
+    monkeypatch.setattr(cells.subprocess, "run", lambda command: Failed)
     with pytest.raises(ValueError, match=r"the run in .*seed-3 failed"):
         verb.compare(place / "r.yaml")
     assert not (cell / "left over").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from linformer_hf import benchmark, compare, distill, finetune, pretrain, spectrum, theory
+from linformer_hf import benchmark, compare, distill, finetune, pretrain, spectrum, sweep, theory
 
 
 ROOT = Path(__file__).parents[1]
@@ -18,8 +18,9 @@ READERS = {
     "benchmark": benchmark.read_recipe,
     "spectrum": spectrum.read_recipe,
     "theory": theory.read_recipe,
+    "sweep": sweep.read_recipe,
 }
-ONE_SECTION = ("compare", "benchmark", "spectrum", "theory")  # named as the verb
+ONE_SECTION = ("compare", "benchmark", "spectrum", "theory", "sweep")  # named as the verb
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/*.yaml"))
 GPUS = 8  # the pretraining recipes for whole machines are written for this number
 PAPER_SHAPES = [path for path in RECIPES if re.fullmatch(r"(base|large)-\d+-k\d+", path.stem)]

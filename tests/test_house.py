@@ -37,7 +37,9 @@ FLOORS = {
     "measuring": 3,
     "alternatives": 3,
     "benchmark_report": 3.5,  # the tables of benchmark
+    "cells": 3.5,  # what compare and sweep run
     "compare": 4.5,  # runs finetune
+    "sweep": 4.5,  # runs pretrain
     "demo": 4.5,  # the demo runs the verbs one after the other, so it stands between them and the command line
     "cli": 5,
     "__main__": 6,

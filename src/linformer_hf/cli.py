@@ -14,6 +14,7 @@ RECIPE_VERBS = {
     "distill": "train a converted model to give what its source gives",
     "benchmark": "time and memory beside every alternative, the paper's Table 3 and Figure 2",
     "spectrum": "how far from low rank a model's attention maps are (the paper's Figure 1), and which K they need",
+    "sweep": "pretrain one recipe many times, changed along K, sharing, N, ... (the paper's Figure 3)",
     "theory": "the paper's two theorems, measured on attention maps beside their bounds",
     "compare": "fine-tune several checkpoints alike, on several tasks with several seeds, into one table",
 }

@@ -6,26 +6,20 @@ run again; one that was interrupted is begun anew. Where several learning rates 
 seed and the one with the best accuracy on validation rows is used; the test rows have no part in the choice.
 """
 
-import json
-import logging
-import re
-import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import results
+from .cells import Cell, check_names, folder_name
 from .data.tasks import TaskData
 from .finetune import read_recipe as read_finetune
 from .paper import TABLE_2
 from .recipe import Recipe, RecipeError, load_recipe
 
 
-logger = logging.getLogger(__name__)
 TABLE_FILE = "table.md"
 
 
@@ -53,31 +47,7 @@ class Comparison:
                 raise ValueError(f"{name} is empty: name at least one.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"a seed is given twice: {', '.join(map(str, self.seeds))}.")
-        folders = {folder_name(name) for name in self.checkpoints}
-        if len(folders) < len(self.checkpoints) or "" in folders:
-            raise ValueError(f"the names {', '.join(self.checkpoints)} must differ in their letters and digits.")
-
-
-@dataclass
-class Cell:
-    """One fine-tuning run: where it is and what is changed in its recipe."""
-
-    recipe: str
-    folder: Path
-    overrides: list[str]
-
-    def finished(self) -> dict[str, Any] | None:
-        """Its results, or None if it has none yet. Raises a ValueError if they come from another recipe."""
-        path = self.folder / results.RESULTS_FILE
-        if not path.exists():
-            return None
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(read_finetune(self.recipe, self.overrides).raw, default=str))
-        if content["recipe"] != now:
-            raise ValueError(
-                f"{self.folder} holds a run of another recipe. Choose another compare.output_dir, or delete that run."
-            )
-        return content
+        check_names(list(self.checkpoints))
 
 
 SECTIONS = {"compare": Comparison}
@@ -96,10 +66,6 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def task_of(recipe: str, overrides: Sequence[str]) -> str:
     data: TaskData = read_finetune(recipe, overrides).build("data")
     return data.task
-
-
-def folder_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
 
 
 def compare(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
@@ -139,8 +105,8 @@ def checkpoint_runs(section: Comparison, recipe: str, folder: Path, name: str) -
     def cell(seed: int, rate: float | None) -> Cell:
         place = folder / folder_name(name) / (f"lr-{rate:g}" if rate is not None else "own-lr") / f"seed-{seed}"
         changes = [*section.recipes[recipe], f"model.checkpoint={section.checkpoints[name]}", f"training.seed={seed}"]
-        changes += [f"training.output_dir={place}"] + ([f"training.learning_rate={rate}"] if rate is not None else [])
-        return Cell(recipe, place, changes)
+        changes += [f"training.learning_rate={rate}"] if rate is not None else []
+        return Cell("finetune", read_finetune, recipe, place, changes)
 
     rates: list[float | None] = [*section.learning_rates] or [None]
     validation = {}
@@ -170,19 +136,9 @@ def checkpoint_runs(section: Comparison, recipe: str, folder: Path, name: str) -
 
 def run(cell: Cell) -> dict[str, Any]:
     """The results of a cell, from its folder or from a new run. Raises a ValueError if the run fails."""
-    done = cell.finished()
-    if done is not None:
-        return done
-    if cell.folder.exists():
-        logger.warning("%s holds an unfinished run: it is begun anew.", cell.folder)
-        shutil.rmtree(cell.folder)
-    print(f"\n== {cell.folder}", flush=True)
-    # -P: what lies in the current folder must not shadow an installed module.
-    command = [sys.executable, "-P", "-m", "linformer_hf", "finetune", cell.recipe, *cell.overrides]
-    if subprocess.run(command).returncode:
+    done = cell.run()
+    if done is None:
         raise ValueError(f"the run in {cell.folder} failed; its message is above. Run the same command to go on.")
-    done = cell.finished()
-    assert done is not None
     return done
 
 
