@@ -57,24 +57,19 @@ class Embedded(nn.Module):
         return output
 
 
-def linformer_hf(shape: Shape) -> nn.Module:
+def linformer_hf(shape: Shape, **options: Any) -> nn.Module:
     config = LinformerConfig(
         **shape.bert_fields(),
         max_position_embeddings=shape.length,
         projected_length=shape.projected_length,
-        projection_sharing=shape.projection_sharing,
+        **(options or {"projection_sharing": shape.projection_sharing}),
     )
     return Embedded(LinformerModel(config, add_pooling_layer=False))
 
 
-def linformer_hf_windows(shape: Shape) -> nn.Module:
-    config = LinformerConfig(
-        **shape.bert_fields(),
-        max_position_embeddings=shape.length,
-        projected_length=shape.projected_length,
-        projection_type="mean_pool",
-    )
-    return Embedded(LinformerModel(config, add_pooling_layer=False))
+def converted(shape: Shape) -> nn.Module:
+    options = {"projection_type": "gated_pool", "local_window": shape.projected_length // 4}
+    return linformer_hf(shape, **options, boundary_slots=True, length_correction=True)
 
 
 def roberta(shape: Shape, attention: str) -> nn.Module:
@@ -174,7 +169,8 @@ OURS = "linformer_hf"
 FLOOR = "matmul floor"  # no encoder: the time of its matrix products alone
 BUILDERS: dict[str, Callable[[Shape], nn.Module]] = {
     OURS: linformer_hf,
-    "linformer_hf mean_pool": linformer_hf_windows,
+    "linformer_hf mean_pool": lambda shape: linformer_hf(shape, projection_type="mean_pool"),
+    "linformer_hf converted": converted,
     "roberta eager": lambda shape: roberta(shape, "eager"),
     "roberta sdpa": lambda shape: roberta(shape, "sdpa"),
     "modernbert": modernbert,
@@ -184,12 +180,13 @@ BUILDERS: dict[str, Callable[[Shape], nn.Module]] = {
     "linformer-pytorch": tatp22,
 }
 # Those that have a K.
-PROJECTED = (OURS, "linformer_hf mean_pool", "linformer", "linformer-pytorch")
+PROJECTED = (OURS, "linformer_hf mean_pool", "linformer_hf converted", "linformer", "linformer-pytorch")
 # Those that take no mask of padding: what stands there moves their answers.
 UNMASKED = ("linformer", "linformer-pytorch")
 DIFFERENCES = {
     OURS: "type linear, E = F for all layers (the paper's best row) unless projection_sharing says otherwise",
     "linformer_hf mean_pool": "windows instead of learned E, F",
+    "linformer_hf converted": "what `linformer-hf convert` makes by default: gated slots and a band of single tokens",
     "roberta eager": "full attention, softmax written out: what the paper compares with",
     "roberta sdpa": "full attention, torch's fused kernel",
     "modernbert": "pre-norm, rotary positions, no biases, gated feed-forward with 2/3 of the width (equal products); "
