@@ -12,7 +12,7 @@ from linformer_hf.measuring import Samples, interleave, peak_bytes, timed
 
 def test_every_case_gets_its_samples_in_rounds():
     calls = []
-    cases = {name: lambda name=name: calls.append(name) or time.sleep(0.06) for name in "abc"}
+    cases = {name: lambda name=name: calls.append(name) or time.sleep(0.12) for name in "abc"}
     found = interleave(cases, samples=4, warm_up=1)
     assert {name: len(samples.wall) for name, samples in found.items()} == dict.fromkeys("abc", 4)
     rounds = [calls[start : start + 3] for start in range(3, len(calls), 3)]

@@ -3,7 +3,8 @@
 A recipe has one section, `benchmark` (Benchmark). Times are taken in one process for each number of threads and each
 allocator setting, all encoders interleaved in random order; memory is the allocator's peak above model and input, each
 case in a process of its own. Ours is compared with its plain path first (eager attention, no shortcut), outputs and, in
-training, gradients: no ratio is given for a case that fails, and none is taken from contended samples where enough
+training, gradients (both without dropout): no ratio is given for a case that fails, and none is taken from contended
+samples where enough
 others are there.
 """
 
@@ -30,7 +31,7 @@ from .recipe import Recipe, RecipeError, load_recipe
 
 
 Mode = Literal["inference", "training"]
-# Blocks of more than 128 KiB are otherwise returned to the system at once and faulted in anew at every call.
+# Blocks of more than 32 MiB are otherwise mapped and faulted in anew at every call.
 TUNED = {"MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_MMAP_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
 # Largest relative difference from the plain path, which is computed in the same dtype.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
@@ -271,7 +272,7 @@ def time_group(section: Benchmark, group: Group) -> dict[str, Any]:
             calls.pop(name, None)
             if encoder == OURS:
                 raise
-    if group.mode == "inference":
+    if group.mode == "inference" and group.fill == 1 and section.projection_sharing != "none":
         for encoder, shape in section.cases(group).values():
             if encoder == OURS:
                 calls[f"{FLOOR}, K = {shape.projected_length}"] = matmul_floor(shape, group, section.device)
@@ -424,7 +425,9 @@ def memory_case(sender: Any, encoder: str, shape: Shape, group: Group, section: 
         call()  # what the first call keeps, such as gradients, is no peak
         for parameter in (*model.parameters(), states):
             parameter.grad = None
-        sender.send({"peak_bytes": peak_bytes(call), "input_bytes": states.numel() * states.element_size()})
+        sender.send(
+            {"peak_bytes": peak_bytes(call, section.device), "input_bytes": states.numel() * states.element_size()}
+        )
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
         sender.send({"failed": " ".join(str(error).split())[:200]})
 

@@ -107,11 +107,19 @@ def time_table(rows: list[dict[str, Any]]) -> str:
             mark = " !" if 2 * case["contended"] > case["samples"] else ""
             time = f"{1e3 * case[clock]:.4g} ({1e3 * low:.4g} to {1e3 * high:.4g}){mark}"
             lines.append([f"{row['length']:,}", split_k(ours)[1], row["batch"], time])
-            lines[-1] += [f"{found[name]:.2f}" if name in found else "" for name in (*others, FLOOR)]
+            lines[-1] += [cell(row, name, found.get(name), split_k(ours)[1]) for name in (*others, FLOOR)]
         for name in row["fails_check"]:
             lines.append([f"{row['length']:,}", split_k(name)[1], row["batch"], "fails its check: no ratio"])
             lines[-1] += [""] * (len(others) + 1)
     return results.markdown_table(["N", "K", "rows", "ours, ms", *others, "ours / matmul floor"], lines)
+
+
+def cell(row: dict[str, Any], encoder: str, ratio: float | None, k: int | None) -> str:
+    """A ratio, marked if that encoder's samples were contended."""
+    if ratio is None:
+        return ""
+    case = row["cases"].get(f"{encoder}, K = {k}") or row["cases"][encoder]
+    return f"{ratio:.2f}" + (" !" if 2 * case["contended"] > case["samples"] else "")
 
 
 def exponents(rows: list[dict[str, Any]], threads: int) -> str:
@@ -121,7 +129,7 @@ def exponents(rows: list[dict[str, Any]], threads: int) -> str:
         points = [
             (row["length"], row["cases"][name][clock] / row["batch"])
             for row in rows
-            if name in row["cases"] and row["length"] >= LONG
+            if name in row["cases"] and name not in row["fails_check"] and row["length"] >= LONG
         ]
         slope = exponent(points)
         if slope is not None and not name.startswith(FLOOR):

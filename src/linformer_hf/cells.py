@@ -55,7 +55,9 @@ class Cell:
         done = self.finished()
         if done is not None:
             return done
-        if self.folder.exists():
+        if self.folder.exists() and any(self.folder.iterdir()):
+            if not (self.folder / results.RECIPE_FILE).exists():
+                raise ValueError(f"{self.folder} holds something that is no run; choose another output_dir.")
             logger.warning("%s holds an unfinished run: it is begun anew.", self.folder)
             shutil.rmtree(self.folder)
         print(f"\n== {self.folder}", flush=True)

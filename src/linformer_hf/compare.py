@@ -143,7 +143,7 @@ def run(cell: Cell) -> dict[str, Any]:
 
 
 def render(tasks: dict[str, dict[str, Any]], first: str) -> str:
-    """Markdown: for each task a row for each checkpoint, accuracies as median (lowest to highest) over the seeds."""
+    """Markdown: for each task a row for each checkpoint, accuracies as mean (lowest to highest) over the seeds."""
     blocks = []
     for task, checkpoints in tasks.items():
         metric = next(iter(checkpoints[first]["seeds"].values()))["metrics"]

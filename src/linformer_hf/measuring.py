@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 
-# A sample lasts at least this long: shorter code runs several times in it.
-SAMPLE_SECONDS = 0.05
-# A sample is contended if other processes took more than this share of the CPU time that it could have had.
+# A sample lasts about this long at least: shorter code runs several times in it.
+SAMPLE_SECONDS = 0.1
+# A sample is contended if other processes took more than this share of one core's time, and more than 30 ms.
 CONTENDED = 0.1
 
 
@@ -104,14 +104,14 @@ def interleave(
     return found
 
 
-def peak_bytes(call: Callable[[], Any]) -> int:
+def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
     """The most bytes that `call` held at one moment above what was allocated before it.
 
     On CUDA the device's own counter. On the CPU every allocation of torch's allocator, as its profiler records them
     (what a library takes behind torch's back is not seen).
     """
     gc.collect()
-    if torch.cuda.is_available():
+    if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -35,13 +35,15 @@ Letters: B batch, N length, K slots, H heads, D head size, C hidden size, V voca
 """
 
 from collections.abc import Callable
+from functools import partial
+from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -103,23 +105,16 @@ def cross_entropy(
     return mean_loss(total, (labels != ignore_index).sum(), num_items_in_batch)
 
 
-class FastDropout(torch.autograd.Function):
-    """Dropout from 16 random bits for an element, four elements to a draw: a third of the time of torch's on a CPU."""
+def dropout_factor(states: torch.Tensor, rate: float) -> torch.Tensor:
+    """0 with probability `rate`, else 1 / (1 - rate), for every element of a CPU tensor: 16 random bits for each.
 
-    @staticmethod
-    def forward(ctx, states: torch.Tensor, rate: float) -> torch.Tensor:
-        threshold = round(rate * 2**16)
-        draws = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = draws.view(torch.int16)[: states.numel()].view(states.shape)
-        scale = torch.tensor(1 / (1 - threshold / 2**16), dtype=states.dtype)
-        factor = torch.where(bits >= threshold - 2**15, scale, scale.new_zeros(()))
-        ctx.save_for_backward(factor)  # not an attribute: checkpointing would keep that
-        return states * factor
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (factor,) = ctx.saved_tensors
-        return gradient * factor, None
+    Four elements to a draw take a third of the time of torch's dropout.
+    """
+    threshold, device = round(rate * 2**16), states.device
+    draws = torch.empty((states.numel() + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
+    bits = draws.view(torch.int16)[: states.numel()].view(states.shape)
+    scale = torch.tensor(1 / (1 - threshold / 2**16), dtype=states.dtype, device=device)
+    return torch.where(bits >= threshold - 2**15, scale, scale.new_zeros(()))
 
 
 def drop(states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
@@ -127,10 +122,11 @@ def drop(states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
     if not training or rate == 0:
         return states
     plain = states.device.type != "cpu" or not 2**-16 <= rate < 1 - 2**-16 or is_tracing(states)
-    if plain or not torch.is_grad_enabled():
+    if plain:
         return nn.functional.dropout(states, p=rate, training=True)
-    dropped: torch.Tensor = FastDropout.apply(states, rate)
-    return dropped
+    return states * dropout_factor(
+        states, rate
+    )  # with and without gradients alike: a checkpoint's two passes must agree
 
 
 class LinformerDropout(nn.Dropout):
@@ -138,6 +134,13 @@ class LinformerDropout(nn.Dropout):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return drop(states, self.p, self.training)
+
+
+def untouched(module: nn.Module, kind: type) -> bool:
+    """Whether it is just this kind of module: nobody has replaced it, hooked it or put it elsewhere (accelerate)."""
+    return type(module) is kind and not (
+        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+    )
 
 
 def eager_attention_forward(
@@ -181,12 +184,16 @@ class LinformerEmbeddings(nn.Module):
         position_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         tokens: RealTokens,
+        in_blocks: bool = False,
     ) -> torch.Tensor:
         """-> [B, N, C]. Words at padding are replaced by zeros, so whatever stands there has no effect."""
         if position_ids is None:
             position_ids = tokens.place
+        position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
+        if token_type_ids is not None and token_type_ids.dim() == 1:
+            token_type_ids = token_type_ids[None]
         given: list[Any] = [input_ids, token_type_ids, position_ids, inputs_embeds, tokens.mask]
-        if is_tracing(position_ids) or torch.is_grad_enabled() or position_ids.shape[1] <= BLOCK:
+        if not in_blocks or tokens.place.shape[1] <= BLOCK:
             return self.embed(*given)
         # The sum of three embeddings at once would need three times their memory.
         whole = None
@@ -211,9 +218,8 @@ class LinformerEmbeddings(nn.Module):
         if mask is not None:  # a `where`, not a product: 0 * NaN is NaN
             words = torch.where(mask[..., None], words, words.new_zeros(()))
         if token_type_ids is None:
-            types = self.token_type_embeddings.weight[0]
-        else:
-            types = self.token_type_embeddings(token_type_ids)
+            token_type_ids = position_ids.new_zeros(1, 1)
+        types = self.token_type_embeddings(token_type_ids)
         embeddings = words + types + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
 
@@ -409,7 +415,8 @@ class LinformerSelfOutput(nn.Module):
         if tokens.rows is not None:  # [1, T, C]
             share = share.repeat_interleave(tokens.length)
             return self.dense(context) + share[None, :, None] * self.correction(context)
-        if tokens.mask is None:  # all rows are equally long: one product
+        whole = untouched(self.dense, nn.Linear) and untouched(self.correction, LinformerCorrection)
+        if tokens.mask is None and whole:  # all rows are equally long: one product
             weight = self.dense.weight + share * self.correction.weight
             return nn.functional.linear(context, weight, self.dense.bias + share * self.correction.bias)
         return self.dense(context) + share[:, None, None] * self.correction(context)
@@ -437,11 +444,11 @@ class LinformerIntermediate(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.intermediate_act_fn = ACT2FN[config.hidden_act]
-        self.gelu = config.hidden_act == "gelu"
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         states = self.dense(hidden_states)
-        if self.gelu and states.device.type == "cpu" and not torch.is_grad_enabled() and not is_tracing(states):
+        plain = torch.is_grad_enabled() or states.device.type != "cpu" or is_tracing(states)
+        if not plain and untouched(self.dense, nn.Linear) and untouched(self.intermediate_act_fn, GELUActivation):
             return torch.ops.aten.gelu_(states)  # in place: this is the largest tensor of a layer
         return self.intermediate_act_fn(states)
 
@@ -466,11 +473,6 @@ class LinformerLayer(GradientCheckpointingLayer):
         self.intermediate = LinformerIntermediate(config)
         self.output = LinformerOutput(config)
 
-    def __call__(self, hidden_states: torch.Tensor, tokens: RealTokens, *args, **kwargs) -> torch.Tensor:
-        if tokens.rows is not None:  # `in_blocks` checkpoints by itself, with a lower peak than the layer as a whole
-            return nn.Module.__call__(self, hidden_states, tokens, *args, **kwargs)
-        return super().__call__(hidden_states, tokens, *args, **kwargs)
-
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -479,8 +481,21 @@ class LinformerLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         checkpointing = self.gradient_checkpointing and self.training
-        if tokens.rows is not None and (checkpointing or not torch.is_grad_enabled()):
+        if tokens.rows is not None and (checkpointing or tokens.overwrite):
             return self.in_blocks(hidden_states, tokens.rows, shared_projection, checkpointing, **kwargs)
+        if checkpointing:
+            whole = partial(self.whole, **kwargs)
+            return self._gradient_checkpointing_func(whole, hidden_states, tokens, shared_projection)
+        return self.whole(hidden_states, tokens, shared_projection, **kwargs)
+
+    def whole(
+        self,
+        hidden_states: torch.Tensor,
+        tokens: RealTokens,
+        shared_projection: LinformerProjection | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """All rows at once: [B, N, C], or packed [1, T, C] with attention row by row."""
         if tokens.rows is None:
             attention_output = self.attention(hidden_states, tokens, shared_projection, **kwargs)
         else:
@@ -501,9 +516,10 @@ class LinformerLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """[1, T, C] -> [1, T, C]: K' and V' of a row first, then its tokens in blocks of `BLOCK`.
 
-        Without gradients the result overwrites `hidden_states`: above the input, memory is that of one block. With
-        checkpointing only K', V' and the layer's input are kept, and a block is computed again for its gradient.
+        With `RealTokens.overwrite` the result overwrites `hidden_states`: above the input, memory is that of one block.
+        With checkpointing only K', V' and the layer's input are kept, and a block is computed again for its gradient.
         """
+        compute = partial(self.block, **kwargs)
         attention, results = self.attention.self, []
         projection = attention.projection_of(shared_projection)
         for row in hidden_states.split(rows, 1):
@@ -514,11 +530,12 @@ class LinformerLayer(GradientCheckpointingLayer):
             else:
                 slots = projection(row, attention.key, attention.value, tokens)
                 blocks = [(block, tokens, None, *slots, projection) for block in row.split(BLOCK, 1)]
+            given: Any
             for given in blocks:
                 if checkpointing:  # K' and V' are arguments of their own: reentrant checkpoints look at these only
-                    results.append(self._gradient_checkpointing_func(self.block, *given, **kwargs))
+                    results.append(self._gradient_checkpointing_func(compute, *given))
                 else:
-                    given[0].copy_(self.block(*given, **kwargs))
+                    given[0].copy_(compute(*given))
         return torch.cat(results, 1) if checkpointing else hidden_states
 
     def block(
@@ -538,6 +555,10 @@ class LinformerLayer(GradientCheckpointingLayer):
             context, _ = self.attention.self.attend_to_slots(hidden_states, slots, projection, **kwargs)
         attention_output = self.attention.output(context, hidden_states, tokens)
         return self.output(self.intermediate(attention_output), attention_output)
+
+
+# GradientCheckpointingLayer has wrapped it so that the layer is recomputed as a whole; `forward` decides for itself.
+LinformerLayer.forward = unwrap(LinformerLayer.forward)  # type: ignore[method-assign]
 
 
 class LinformerEncoder(nn.Module):
@@ -710,9 +731,11 @@ class LinformerModel(LinformerPreTrainedModel):
         check_range("position_ids", position_ids, self.config.max_position_embeddings, "max_position_embeddings")
 
         tokens = RealTokens.from_mask(attention_mask, given.shape[1], given.device)
-        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, tokens)
-        if self._packs(hidden_states, tokens, kwargs):
-            sequence_output = self._encode_packed(hidden_states, tokens, **kwargs)
+        packs = self._packs(given, tokens, kwargs)
+        in_blocks = packs and not torch.is_grad_enabled() and not self.training
+        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, tokens, in_blocks)
+        if packs:
+            sequence_output = self._encode_packed(hidden_states, tokens, in_blocks, **kwargs)
         else:
             sequence_output = self.encoder(hidden_states, tokens, **kwargs).last_hidden_state
         return BaseModelOutputWithPooling(
@@ -720,13 +743,15 @@ class LinformerModel(LinformerPreTrainedModel):
             pooler_output=self.pooler(sequence_output, tokens) if self.pooler is not None else None,
         )
 
-    def _packs(self, hidden_states: torch.Tensor, tokens: RealTokens, kwargs: dict) -> bool:
-        """Whether the encoder is given the real tokens of row after row (see the top)."""
-        if hidden_states.device.type != "cpu" or is_tracing(hidden_states) or self.observed(kwargs):
+    def _packs(self, given: torch.Tensor, tokens: RealTokens, kwargs: dict) -> bool:
+        """Whether the encoder is given the real tokens of row after row (see the top); `given`: ids or embeddings."""
+        if given.device.type != "cpu" or is_tracing(given) or self.observed(kwargs):
             return False
-        batch, length, _ = hidden_states.shape
+        batch, length = given.shape[:2]
         real = batch * length if tokens.mask is None else int(tokens.length.sum())
-        blocks = not torch.is_grad_enabled() or (self.gradient_checkpointing and self.training)
+        if not real:
+            return False
+        blocks = self.gradient_checkpointing if self.training else not torch.is_grad_enabled()
         return batch * length - real >= WORTH_PACKING * batch or (blocks and real >= WORTH_BLOCKS * batch)
 
     def observed(self, kwargs: dict) -> bool:
@@ -736,22 +761,30 @@ class LinformerModel(LinformerPreTrainedModel):
             if asked is not None and asked is not False:
                 return True
         capturing = getattr(self, "_output_capturing_hooks_installed", False)  # transformers' own; asleep unless asked
-        for module in (self.embeddings, *self.encoder.modules()):
+        for module in (*self.embeddings.modules(), *self.encoder.modules()):
             own = capturing and isinstance(module, LinformerLayer | LinformerSelfAttention)
-            if len(module._forward_hooks) > own or module._forward_pre_hooks or module._backward_hooks:
+            backward = module._backward_hooks or module._backward_pre_hooks
+            if module is self.embeddings.word_embeddings:
+                continue  # what it gives is copied; PEFT and reentrant checkpoints hook it
+            if len(module._forward_hooks) > own or module._forward_pre_hooks or backward:
+                return True
+            if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):  # a graph for all lengths
                 return True
         return False
 
-    def _encode_packed(self, hidden_states: torch.Tensor, tokens: RealTokens, **kwargs) -> torch.Tensor:
+    def _encode_packed(
+        self, hidden_states: torch.Tensor, tokens: RealTokens, overwrite: bool, **kwargs
+    ) -> torch.Tensor:
         """The encoder over real tokens only: [B, N, C] -> [B, N, C] with zeros at padding."""
         batch, length, channels = hidden_states.shape
         if tokens.mask is None:
-            rows = RealTokens(None, tokens.place, tokens.length.expand(batch), None, [length] * batch)
+            rows = RealTokens(None, tokens.place, tokens.length.expand(batch), None, [length] * batch, overwrite)
             packed = hidden_states.reshape(1, batch * length, channels)  # the embeddings' own output: free to overwrite
             return self.encoder(packed, rows, **kwargs).last_hidden_state.view(batch, length, channels)
         counts: list[int] = tokens.length.tolist()
         filled = [count for count in counts if count]
-        rows = RealTokens(None, tokens.place[tokens.mask][None], tokens.length[tokens.length > 0], None, filled)
+        lengths = tokens.length[tokens.length > 0]
+        rows = RealTokens(None, tokens.place[tokens.mask][None], lengths, None, filled, overwrite)
         packed = self.encoder(hidden_states[tokens.mask][None], rows, **kwargs).last_hidden_state[0]
         unpacked = packed.new_zeros(batch, length, channels)
         return unpacked.masked_scatter(tokens.mask[..., None], packed)

@@ -57,6 +57,7 @@ class RealTokens(NamedTuple):
         length: [B] int, real tokens in each row ([1] without a mask).
         order: [B, N] int, indices that bring the real tokens of each row to its front; None where they stand there.
         rows: real tokens in each row, where the batch is packed: [1, T, C] holds the real tokens of row after row.
+        overwrite: whether a layer may overwrite its input (nobody else sees it, and no gradient needs it).
     """
 
     mask: torch.Tensor | None
@@ -64,11 +65,13 @@ class RealTokens(NamedTuple):
     length: torch.Tensor
     order: torch.Tensor | None
     rows: list[int] | None = None
+    overwrite: bool = False
 
     @classmethod
     def from_mask(cls, mask: torch.Tensor | None, length: int, device: torch.device) -> "RealTokens":
         """`mask`: [B, N], nonzero on real tokens, or None for rows of `length` real tokens."""
-        if mask is not None and not is_tracing(mask) and bool(mask.all()):
+        concrete = mask is not None and not is_tracing(mask) and mask.device.type != "meta"
+        if mask is not None and concrete and bool(mask.all()):
             mask = None
         if mask is None:
             place = torch.arange(length, device=device)[None]
@@ -76,7 +79,7 @@ class RealTokens(NamedTuple):
         mask = mask.bool()
         place = mask.long().cumsum(-1) - mask.long()
         real = mask.sum(-1)
-        if not is_tracing(mask) and bool((mask == (torch.arange(length, device=device) < real[:, None])).all()):
+        if concrete and bool((mask == (torch.arange(length, device=device) < real[:, None])).all()):
             return cls(mask, place, real, None)
         return cls(mask, place, real, torch.argsort((~mask).long(), dim=-1, stable=True))
 
@@ -265,7 +268,7 @@ class LinformerProjection(nn.Module):
         if slot is None:
             stacked = self.columns(self.weight, length).flatten(0, 1)  # [S K, N]: E and F in one product
             compressed = torch.matmul(stacked, tokens.to_front(hidden_states))  # [B, S K, C]
-            return compressed.view(batch, -1, self.slots, channels)
+            return compressed.view(batch, self.weight.shape[0], self.slots, channels)
         if self.projection_type == "max_pool":
             return self.max_pool(hidden_states, tokens, slot)[:, None]
         even = tokens.mask is None and not self.boundary and not torch.compiler.is_exporting()

@@ -5,12 +5,12 @@ singular values s_1 >= s_2 >= ...:
 
 - the cumulative curve sum_{i <= k} s_i / sum_i s_i, as the paper plots it, and its value at one index;
 - the effective rank: how many values hold 90 % or 95 % of the sum;
-- the error of the best map of rank K on what attention gives, |(P - P_K) V| / |P V| with V [N, D] the head's values.
-  With P = U S W^T and orthonormal U this is the norm of the rows beyond K of S W^T V, so one of them serves all K.
+- the error of the map's best approximation of rank K on what attention gives, |(P - P_K) V| / |P V| with V [N, D] the
+  head's values. With P = U S W^T and orthonormal U this is the norm of the rows beyond K of S W^T V, for all K at once.
 
-A Linformer's map has rank K at most, and E and F are fixed while P_K depends on the input: this error is a bound from
-below, not a promise. The K recommended for a layer is the smallest multiple of `step` at which the mean of it over
-heads and texts is at most `tolerance`.
+A Linformer's map has rank K at most, and E and F are fixed while P_K depends on the input, so its own error is usually
+larger; but P_K is made for P, not for P V, so this is no bound. The K recommended for a layer is the smallest multiple
+of `step` at which the mean of this error over heads and texts is at most `tolerance`.
 """
 
 import time
@@ -231,7 +231,7 @@ def markdown(content: dict[str, Any]) -> str:
     masses = list(content["layers"][0]["effective_rank"])
     header = ["layer", f"sum of the first {index} of {content['length']} (lowest to highest head and text)"]
     header += [f"values for {100 * float(mass):g} %" for mass in masses]
-    header += [f"error of the best map of rank {index} on the output", "K"]
+    header += [f"error of the best approximation of rank {index} on the output", "K"]
     rows = []
     for number, layer in enumerate(content["layers"]):
         spread = f"{layer['mean_at_index']:.3f} ({layer['lowest_at_index']:.3f} to {layer['highest_at_index']:.3f})"
@@ -242,9 +242,9 @@ def markdown(content: dict[str, Any]) -> str:
     return (
         f"`{section['model']}`, {content['texts']} texts of {content['length']} tokens from `{section['corpus']}`.\n\n"
         f"{results.markdown_table(header, rows)}\n\n"
-        f"K: the smallest multiple at which the best map of rank K moves a layer's attention output by at most "
+        f"K: the smallest multiple at which the map's best approximation of rank K moves attention's output by at most "
         f"{section.get('tolerance', 0.1):.0%} (mean over heads and texts). E and F do not depend on the input, so "
-        f"a Linformer's own error is larger. To convert with it: `--projected-length {k}`."
+        f"a Linformer's own error is usually larger. To convert with it: `--projected-length {k}`."
     )
 
 
@@ -280,7 +280,7 @@ def plot_curves(path: Path, curves: torch.Tensor, index: int) -> None:
 
 
 def plot_error(path: Path, error: torch.Tensor, tolerance: float) -> None:
-    title = f"Error of the best map of rank k (dashed: {tolerance:.0%})"
+    title = f"Error of the best approximation of rank k (dashed: {tolerance:.0%})"
     _by_layer(path, error, 0, "relative error of the attention output", title, ("y", tolerance))
 
 

@@ -95,9 +95,9 @@ def sweep(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool =
         for name in section.cells:
             done = section.cell(name, seed).run()
             runs[name][str(seed)] = {"failed": True} if done is None else kept(done)
-    folder.mkdir(parents=True, exist_ok=True)
-    table = render(runs)
-    results.write_text(folder / TABLE_FILE, table + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        table = render(runs)
+        results.write_text(folder / TABLE_FILE, table + "\n")
     plot(folder / STEPS_FILE, runs, "step", "optimizer steps")
     plot(folder / SECONDS_FILE, runs, "seconds", "training time, s (evaluation included)")
     results.write_json(folder / results.RESULTS_FILE, {"verb": "sweep", "recipe": recipe.raw, "cells": runs})
