@@ -218,30 +218,41 @@ def _panels(path: Path, rows: list[dict[str, Any]], value: Any, label: str) -> N
     import matplotlib
 
     matplotlib.use("Agg")
+    from matplotlib import colormaps
     from matplotlib import pyplot as plt
 
     keys = list(dict.fromkeys((row["mode"], row["dtype"], row["dropout"], row["fill"]) for row in rows))
     figure, all_axes = plt.subplots(
-        1, len(keys), figsize=(4.6 * len(keys), 4.4), squeeze=False, layout="constrained", sharey=True
+        1, len(keys), figsize=(5.2 * len(keys), 6.8), squeeze=False, layout="constrained", sharey=True
     )
     names = list(dict.fromkeys(name for row in rows for name in row["cases"]))
+    encoders = list(dict.fromkeys(split_k(name)[0] for name in names))  # a colour for each, a marker for each K
+    ks = list(dict.fromkeys(split_k(name)[1] for name in names))
     for axes, key in zip(all_axes[0], keys, strict=True):
         own = [row for row in rows if (row["mode"], row["dtype"], row["dropout"], row["fill"]) == key]
-        for i, name in enumerate(names):
+        for name in names:
             points = [(row["length"], value(row["cases"].get(name, {}))) for row in own]
             points = [point for point in points if point[1]]
             if not points:
                 continue
             ours, floor = name.startswith(f"{OURS}, K"), name.startswith(FLOOR)
-            style = {"linewidth": 2.4 if ours else 1.1, "linestyle": ":" if floor else "-" if ours else "--"}
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=f"C{i % 10}", label=name, **style)
+            style: dict[str, Any] = {
+                "linewidth": 2.4 if ours else 1.1,
+                "linestyle": ":" if floor else "-" if ours else "--",
+            }
+            encoder, k = split_k(name)
+            style["color"] = "black" if floor else colormaps["tab10"](encoders.index(encoder) % 10)
+            slope = exponent(points)
+            text = name if slope is None else f"{name} (N$^{{{slope:.2f}}}$)"
+            marker = "osD^v"[ks.index(k) % 5]
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=text, **style)
         mode, dtype, dropout, fill = key
-        name = f"{mode}, {dtype}, dropout {dropout:g}" + (f", fill {fill:g}" if fill < 1 else "")
-        axes.set(xscale="log", yscale="log", xlabel="N, tokens", title=name)
+        kind = f"{mode}, {dtype}, dropout {dropout:g}" + (f", fill {fill:g}" if fill < 1 else "")
+        axes.set(xscale="log", yscale="log", xlabel="N, tokens", title=kind)
+        axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         lengths = sorted({row["length"] for row in own})
         axes.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=45)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     all_axes[0][0].set_ylabel(label)
-    all_axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     results.save_figure(figure, path)
