@@ -1,12 +1,14 @@
-"""Time and memory of a piece of code: interleaved samples, other processes noticed, peak of the allocator."""
+"""Time and memory of code (interleaved samples, other processes noticed, the allocator's peak), and modules watched."""
 
+import contextlib
 import gc
 import os
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,6 +104,17 @@ def interleave(
             found[name].cpu.append(cpu)
             found[name].contended.append(contended)
     return found
+
+
+@contextlib.contextmanager
+def watched(modules: Iterable[Any], keep: Callable[..., None]) -> Iterator[None]:
+    """Call `keep(number, module, arguments, output)` after every forward pass of the modules, in order 0, 1, ..."""
+    handles = [module.register_forward_hook(partial(keep, number)) for number, module in enumerate(modules)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:

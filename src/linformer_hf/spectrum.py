@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from . import results
 from .data.texts import text_rows
+from .measuring import watched
 from .modeling_linformer import LinformerModel
 from .recipe import Recipe, load_recipe
 from .sources import exact_twin, read_source
@@ -177,25 +178,18 @@ def spectrum(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
 def measure(model: LinformerModel, rows: Sequence[torch.Tensor], index: int, masses: Sequence[float]) -> Statistics:
     """Statistics over the rows of ids, each [N], of a model that attends to every token (K = N)."""
     model.set_attn_implementation("eager")
-    layers: list[Any] = list(model.encoder.layer)
+    layers: Any = model.encoder.layer
     heads = model.config.num_attention_heads
     found = Statistics(len(layers), heads, len(rows[0]), index, masses)
 
-    def watch(number: int) -> Any:
-        def keep(module: Any, arguments: tuple, output: tuple) -> None:
-            states = arguments[0]  # [1, N, C]
-            values = module.value(states)[0].unflatten(-1, (heads, -1)).transpose(0, 1)  # [H, N, D]
-            found.add(number, output[1][0][..., : states.shape[1]], values)
+    def keep(number: int, module: Any, arguments: tuple, output: tuple) -> None:
+        states = arguments[0]  # [1, N, C]
+        values = module.value(states)[0].unflatten(-1, (heads, -1)).transpose(0, 1)  # [H, N, D]
+        found.add(number, output[1][0][..., : states.shape[1]], values)
 
-        return keep
-
-    handles = [layer.attention.self.register_forward_hook(watch(i)) for i, layer in enumerate(layers)]
-    try:
+    with watched((layer.attention.self for layer in layers), keep):
         for row in tqdm(rows, desc="decomposing attention maps", unit="text"):
             model(row[None])
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

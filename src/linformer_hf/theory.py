@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from . import results
 from .data.texts import text_rows
+from .measuring import watched
 from .modeling_linformer import LinformerModel
 from .recipe import Recipe, load_recipe
 from .sources import exact_twin, read_source
@@ -133,7 +134,7 @@ def collect(model: LinformerModel, row: torch.Tensor, head: int) -> list[tuple[t
     model.set_attn_implementation("eager")
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def keep(module: Any, arguments: tuple, output: tuple) -> None:
+    def keep(number: int, module: Any, arguments: tuple, output: tuple) -> None:
         states = arguments[0]
         size, heads = module.attention_head_size, module.num_attention_heads
         query, key, value = (
@@ -142,13 +143,9 @@ def collect(model: LinformerModel, row: torch.Tensor, head: int) -> list[tuple[t
         )
         found.append((query @ key.T * module.scaling, value))
 
-    layers: list[Any] = list(model.encoder.layer)
-    handles = [layer.attention.self.register_forward_hook(keep) for layer in layers]
-    try:
+    layers: Any = model.encoder.layer
+    with watched((layer.attention.self for layer in layers), keep):
         model(row[None])
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 
