@@ -80,8 +80,6 @@ def test_results_plots_and_the_last_line(ran):
 def test_a_finished_benchmark_is_not_overwritten(ran, recipe, capsys):
     assert cli.main(["benchmark", str(recipe)]) == 2
     assert "holds a finished benchmark" in capsys.readouterr().err
-    assert cli.main(["benchmark", str(recipe), "--resume"]) == 2
-    assert "one session" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -27,7 +27,7 @@ from . import results
 from .alternatives import BUILDERS, DIFFERENCES, FLOOR, OURS, PROJECTED, UNMASKED, Embedded, Shape
 from .benchmark_report import plot, tables
 from .measuring import interleave, peak_bytes
-from .recipe import Recipe, RecipeError, load_recipe
+from .recipe import Recipe, load_recipe
 
 
 Mode = Literal["inference", "training"]
@@ -159,13 +159,12 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def benchmark(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+def benchmark(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Measure as the recipe says.
 
     Args:
         recipe_path: YAML file.
         overrides: `section.key=value`, applied over the file.
-        resume: refused: times of two sessions do not belong together.
 
     Returns:
         The folder with results.json, tables.md, time.png and memory.png. The last line on stdout is results.json's
@@ -178,8 +177,6 @@ def benchmark(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bo
     """
     recipe = read_recipe(recipe_path, overrides)
     section: Benchmark = recipe.build("benchmark")
-    if resume:
-        raise RecipeError("--resume: a benchmark is taken in one session; begin anew.")
     folder = Path(section.output_dir)
     if (folder / results.RESULTS_FILE).exists():
         raise FileExistsError(f"{folder} holds a finished benchmark. Set benchmark.output_dir to another folder.")

@@ -18,6 +18,7 @@ RECIPE_VERBS = {
     "theory": "the paper's two theorems, measured on attention maps beside their bounds",
     "compare": "fine-tune several checkpoints alike, on several tasks with several seeds, into one table",
 }
+RESUMABLE = ("pretrain", "finetune", "distill")  # the others keep what is finished, or take minutes
 EPILOG = """\
 A recipe is one YAML file = one run; section.key=value changes it for this run, for example
   linformer-hf pretrain configs/pretrain/tiny-cpu.yaml data.sources.0.path=texts training.output_dir=runs/mine
@@ -44,7 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("recipe", metavar="RECIPE.yaml")
         command.add_argument("overrides", nargs="*", metavar="section.key=value")
-        command.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in output_dir")
+        if verb in RESUMABLE:
+            text = "go on from the last whole checkpoint in output_dir"
+            command.add_argument("--resume", action="store_true", help=text)
     text = "pretrain and fine-tune a small Linformer on real text, and report what it learned (minutes on 2 cores)"
     command = verbs.add_parser("demo", help=text, description=text)
     command.add_argument("--output", default="runs/demo", metavar="FOLDER", help="default: %(default)s")
@@ -131,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = {key: value for key, value in vars(options).items() if value is not None}
             verb(**{key: value for key, value in given.items() if key not in ("verb", "traceback")})
         else:
-            verb(options.recipe, options.overrides, resume=options.resume)
+            given = {"resume": options.resume} if options.verb in RESUMABLE else {}
+            verb(options.recipe, options.overrides, **given)
     except (ValueError, OSError, ImportError) as error:  # ImportError: flash attention asked for, not installed
         if options.traceback:
             raise

@@ -68,13 +68,12 @@ def task_of(recipe: str, overrides: Sequence[str]) -> str:
     return data.task
 
 
-def compare(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run, or finish, the cells of a recipe and write table.md and results.json.
 
     Args:
         recipe_path: YAML file.
         overrides: `section.key=value`, applied over the file.
-        resume: makes no difference: finished cells are never run again.
 
     Returns:
         The folder of the comparison.

@@ -103,8 +103,7 @@ def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) ->
         return folder
     if (folder / RESULTS_FILE).exists():
         raise FileExistsError(
-            f"{folder} holds a finished run ({RESULTS_FILE} is there). Choose another training.output_dir, or "
-            "delete it."
+            f"{folder} holds a finished run ({RESULTS_FILE} is there). Choose another output_dir, or delete it."
         )
     recipe = json.loads(json.dumps(recipe, default=str))
     if folder.exists() and any(folder.iterdir()):

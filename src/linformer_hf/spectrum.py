@@ -122,13 +122,12 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def spectrum(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+def spectrum(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Measure as the recipe says.
 
     Args:
         recipe_path: YAML file.
         overrides: `section.key=value`, applied over the file.
-        resume: makes no difference: a run takes minutes.
 
     Returns:
         The folder with results.json, spectrum.md and three plots.

@@ -72,13 +72,12 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def sweep(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run, or finish, the cells of a recipe; write table.md, two plots and results.json.
 
     Args:
         recipe_path: YAML file.
         overrides: `section.key=value`, applied over the file.
-        resume: makes no difference: finished cells are never run again.
 
     Returns:
         The folder of the sweep.

@@ -155,13 +155,12 @@ def random_maps(n: int, size: int, generator: torch.Generator) -> tuple[torch.Te
     return query @ key.T / math.sqrt(size), value
 
 
-def theory(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+def theory(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Measure as the recipe says.
 
     Args:
         recipe_path: YAML file.
         overrides: `section.key=value`, applied over the file.
-        resume: makes no difference: a run takes minutes.
 
     Returns:
         The folder with results.json, theory.md and three plots.
