@@ -1,15 +1,19 @@
 """Runs of a verb as cells of a table: each in a process and a folder of its own, none that is finished repeated."""
 
+import concurrent.futures
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from . import results
 from .recipe import Recipe
@@ -50,8 +54,17 @@ class Cell:
             )
         return content
 
-    def run(self) -> dict[str, Any] | None:
-        """Its results, from its folder or from a new run; None if that fails (its message is on the terminal)."""
+    @property
+    def log(self) -> Path:
+        """Where a run that shares the machine with others writes what it has to say."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def run(self, threads: int | None = None) -> dict[str, Any] | None:
+        """Its results, from its folder or from a new run; None if that fails.
+
+        Args:
+            threads: of the run, which then writes to `log`; None: all, and the terminal.
+        """
         done = self.finished()
         if done is not None:
             return done
@@ -60,14 +73,50 @@ class Cell:
                 raise ValueError(f"{self.folder} holds something that is no run; choose another output_dir.")
             logger.warning("%s holds an unfinished run: it is begun anew.", self.folder)
             shutil.rmtree(self.folder)
-        print(f"\n== {self.folder}", flush=True)
         # -P: what lies in the current folder must not shadow an installed module.
         command = [sys.executable, "-P", "-m", __package__ or "linformer_hf", self.verb, self.recipe]
-        if subprocess.run([*command, *self.overrides, f"training.output_dir={self.folder}"]).returncode:
+        command += [*self.overrides, f"training.output_dir={self.folder}"]
+        if threads is None:
+            print(f"\n== {self.folder}", flush=True)
+            code = subprocess.run(command).returncode
+        else:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("wb") as log:
+                environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+        if code:
+            if threads is not None:
+                tqdm.write(f"failed: {self.folder}: {self.last_words()}", file=sys.stderr)
             return None
         done = self.finished()
         assert done is not None
         return done
+
+    def last_words(self) -> str:
+        """The last line of the log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"nothing was written to {self.log}"
+
+
+def run_all(cells: Sequence[Cell], jobs: int, title: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Run cells, `jobs` of them at a time, which share the cores; (place in `cells`, results) of each when it ends.
+
+    With one job every run has the machine and the terminal; with more, each writes to a log beside its folder.
+    """
+    if jobs == 1:
+        for place, cell in enumerate(cells):
+            yield place, cell.run()
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(cell.run, threads): place for place, cell in enumerate(cells)}
+        try:
+            ended = concurrent.futures.as_completed(running)
+            for future in tqdm(ended, total=len(running), desc=title, unit="run"):
+                yield running[future], future.result()
+        except BaseException:  # also Ctrl-C, which ends the runs by itself: the waiting ones must not start
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def folder_name(name: str) -> str:

@@ -168,7 +168,7 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     legs = plan(recipe, folder, length)
     set_seed(legs[-1].arguments.seed)
     trainer, corpus, history, totals = train_legs(recipe, data, legs, n, resume)
-    evaluated = trainer.evaluate()
+    evaluated = last_evaluation(trainer) or trainer.evaluate()
     results.save_final(trainer, folder)
     if trainer.is_world_process_zero():
         totals["wall_seconds"] = time.time() - started
@@ -177,6 +177,14 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
             shutil.rmtree(leg.folder)
         print(f"Pretrained model, curve and {results.RESULTS_FILE}: {folder.resolve()}")
     return folder
+
+
+def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
+    """Metrics of the evaluation at the last step, if these are the weights that it saw: it is not done twice."""
+    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
+    if trainer.args.load_best_model_at_end or not rows or rows[-1]["step"] != trainer.state.global_step:
+        return None
+    return rows[-1]
 
 
 def train_legs(

@@ -2,9 +2,10 @@
 
 A recipe has one section, `sweep` (Sweep). Every cell is a run of `linformer-hf pretrain` in a process of its own, in
 `output_dir/<cell>/seed-<seed>`. All cells of a seed see the same rows in the same order with the same masks: these are
-functions of the recipe's sections `data` and `training`, which cells should leave alone. A finished cell is not run
-again, one that was interrupted is begun anew; one that fails is shown as failed, and no mean is taken over the rest of
-its seeds.
+functions of the recipe's sections `data` and `training`, which cells should leave alone. Where `start` is given, all
+cells of a seed and an N begin with the weights of one run of it (the projections, which it lacks, are new). A finished
+cell is not run again, one that was interrupted is begun anew; one that fails is shown as failed, and no mean is taken
+over the rest of its seeds.
 """
 
 import math
@@ -15,11 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from . import results
-from .cells import Cell, check_names, folder_name
+from .cells import Cell, check_names, folder_name, run_all
 from .pretrain import read_recipe as read_pretrain
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, RecipeError, load_recipe
 
 
+START = "start"
+# Pooling windows of one token: exact attention, without a matrix.
+FULL_ATTENTION = (
+    "model.projection_type=mean_pool",
+    "model.projection_sharing=null",
+    "model.projection_init=null",
+)
 TABLE_FILE, STEPS_FILE, SECONDS_FILE = "table.md", "perplexity-steps.png", "perplexity-seconds.png"
 KEPT = (
     *("metrics", "steps", "train_seconds", "wall_seconds", "trained_tokens", "tokens_per_second", "parameters"),
@@ -38,6 +46,9 @@ class Sweep:
             full attention set model.projection_type=mean_pool and model.projected_length to N, which is exact.
         overrides: applied to every cell, before its own.
         seeds: of weights and of the order of rows.
+        start: a pretraining recipe, run once for each seed and each N of the cells, which go on from its weights; none:
+            cells start at random weights.
+        jobs: cells that run at the same time and share the cores. Small models gain by it: twice the cells an hour.
     """
 
     output_dir: str
@@ -45,6 +56,8 @@ class Sweep:
     cells: dict[str, list[str]]
     overrides: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    start: str | None = None
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         for name in ("cells", "seeds"):
@@ -52,12 +65,24 @@ class Sweep:
                 raise ValueError(f"{name} is empty: name at least one.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"a seed is given twice: {', '.join(map(str, self.seeds))}.")
-        check_names(list(self.cells))
+        if self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, got {self.jobs}.")
+        check_names([*self.cells, START] if self.start else list(self.cells))
 
     def cell(self, name: str, seed: int) -> Cell:
         folder = Path(self.output_dir) / folder_name(name) / f"seed-{seed}"
         changes = [*self.overrides, *self.cells[name], f"training.seed={seed}"]
+        if self.start:
+            changes.append(f"model.checkpoint={self.beginning(name, seed).folder}")
         return Cell("pretrain", read_pretrain, self.recipe, folder, changes)
+
+    def beginning(self, name: str, seed: int) -> Cell:
+        """The run of `start` that a cell goes on from."""
+        assert self.start
+        n = read_pretrain(self.recipe, [*self.overrides, *self.cells[name]]).values("model")["max_position_embeddings"]
+        folder = Path(self.output_dir) / START / f"n-{n}" / f"seed-{seed}"
+        changes = [f"model.max_position_embeddings={n}", *FULL_ATTENTION, f"model.projected_length={n}"]
+        return Cell("pretrain", read_pretrain, self.start, folder, [*changes, f"training.seed={seed}"])
 
 
 SECTIONS = {"sweep": Sweep}
@@ -68,7 +93,11 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = load_recipe(path, overrides, SECTIONS)
     section: Sweep = recipe.build("sweep")
     for changes in section.cells.values():
-        read_pretrain(section.recipe, [*section.overrides, *changes])
+        values = read_pretrain(section.recipe, [*section.overrides, *changes]).values("model")
+        if section.start and "max_position_embeddings" not in values:
+            raise RecipeError(f"sweep.start needs model.max_position_embeddings in {section.recipe}.")
+    if section.start:
+        read_pretrain(section.start)
     return recipe
 
 
@@ -89,14 +118,18 @@ def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     recipe = read_recipe(recipe_path, overrides)
     section: Sweep = recipe.build("sweep")
     folder = Path(section.output_dir)
-    runs: dict[str, dict[str, Any]] = {name: {} for name in section.cells}
-    for seed in section.seeds:  # seed by seed: an interrupted sweep has a table of all cells soon
-        for name in section.cells:
-            done = section.cell(name, seed).run()
-            runs[name][str(seed)] = {"failed": True} if done is None else kept(done)
-        folder.mkdir(parents=True, exist_ok=True)
-        table = render(runs)
-        results.write_text(folder / TABLE_FILE, table + "\n")
+    runs: dict[str, dict[str, Any]] = {
+        name: {str(seed): {"failed": True, "unfinished": True} for seed in section.seeds} for name in section.cells
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    begin(section)
+    # Seed by seed: an interrupted sweep has a table of all cells soon.
+    places = [(name, seed) for seed in section.seeds for name in section.cells]
+    for place, done in run_all([section.cell(*cell) for cell in places], section.jobs, "pretraining cells"):
+        name, seed = places[place]
+        runs[name][str(seed)] = {"failed": True} if done is None else kept(done)
+        results.write_text(folder / TABLE_FILE, render(runs) + "\n")
+    table = render(runs)
     plot(folder / STEPS_FILE, runs, "step", "optimizer steps")
     plot(folder / SECONDS_FILE, runs, "seconds", "training time, s (evaluation included)")
     results.write_json(folder / results.RESULTS_FILE, {"verb": "sweep", "recipe": recipe.raw, "cells": runs})
@@ -105,6 +138,16 @@ def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     if failed:
         raise ValueError(f"{len(failed)} cells failed: {', '.join(failed)}. Run the same command to try them again.")
     return folder
+
+
+def begin(section: Sweep) -> None:
+    """Run what the cells go on from. A run that fails is left to them: they say what they miss."""
+    if section.start:
+        starts = {
+            cell.folder: cell for seed in section.seeds for cell in (section.beginning(n, seed) for n in section.cells)
+        }
+        for _ in run_all(list(starts.values()), section.jobs, "runs to start from"):
+            pass
 
 
 def kept(content: dict[str, Any]) -> dict[str, Any]:
@@ -134,8 +177,7 @@ def render(runs: dict[str, dict[str, Any]]) -> str:
     for name, seeds in runs.items():
         found = perplexities(seeds)
         if found is None:
-            failed = ", ".join(seed for seed, run in seeds.items() if "failed" in run)
-            rows.append([name, f"failed (seed {failed})", *[""] * 5])
+            rows.append([name, missing(seeds), *[""] * 5])
             continue
         mean, cells = statistics.mean(found), list(seeds.values())
         over = "" if base is None or name == first else f"{100 * (mean / base - 1):+.1f} %"
@@ -156,6 +198,14 @@ def render(runs: dict[str, dict[str, Any]]) -> str:
     header = ["", f"validation perplexity, mean ({count} seeds)", f"over {first}", "unigram perplexity / it"]
     header += ["training, s", "tokens/s", "time outside training"]
     return results.markdown_table(header, rows)
+
+
+def missing(seeds: dict[str, Any]) -> str:
+    """Which seeds failed or are still to come."""
+    failed = [seed for seed, run in seeds.items() if "failed" in run and "unfinished" not in run]
+    waiting = [seed for seed, run in seeds.items() if "unfinished" in run]
+    words = [f"failed (seed {', '.join(failed)})"] if failed else []
+    return "; ".join([*words, *([f"not run yet (seed {', '.join(waiting)})"] if waiting else [])])
 
 
 def plot(path: Path, runs: dict[str, dict[str, Any]], x: str, label: str) -> None:
