@@ -18,7 +18,7 @@ MINILM := $(CACHE)/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo convert test quality clean
+.PHONY: help demo convert reproduce test quality clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1:\2/p' Makefile | awk -F: '{printf "make %-9s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ demo: $(INSTALLED)  ## pretrain and fine-tune a small model on this machine
 
 convert: $(INSTALLED) $(MINILM)  ## turn a real pretrained encoder into a Linformer and report how faithful it is
 	$(VENV)/bin/linformer-hf convert $(MINILM) runs/convert/minilm-512-k128 --projected-length 128 --calibrate demo
+
+reproduce: $(INSTALLED) $(MINILM)  ## the paper's figures and tables at a small scale, with a verdict on every claim (45 minutes)
+	$(VENV)/bin/linformer-hf reproduce --scale quick
 
 test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
 	$(VENV)/bin/pytest

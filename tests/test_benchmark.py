@@ -1,6 +1,7 @@
 """The benchmark from end to end at a tiny size (no assertion about time), its check and its tables."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -226,3 +227,13 @@ def test_constant_tokens_change_the_batch():
     section = Benchmark("x", [64, 128], [16], [], tokens=256)
     assert [(group.length, group.batch) for group in section.groups()[:2]] == [(64, 4), (128, 2)]
     assert set(PROJECTED) <= set(BUILDERS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_measured(tmp_path, capsys):
+    recipe = "configs/benchmark/paper-gpu.yaml"
+    folder = tmp_path / "out"
+    root = Path(__file__).parents[1]
+    assert cli.main(["benchmark", str(root / recipe), f"benchmark.output_dir={folder}"]) == 2
+    assert "no CUDA device here. Set device: cpu" in capsys.readouterr().err
+    assert not folder.exists()

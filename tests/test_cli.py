@@ -158,6 +158,7 @@ def test_errors_of_a_real_verb_arrive(capsys, tmp_path):
         ("sweep", ["RECIPE.yaml", "section.key=value", "--traceback"]),
         ("theory", ["RECIPE.yaml", "section.key=value", "--traceback"]),
         ("benchmark", ["RECIPE.yaml", "section.key=value", "--traceback"]),
+        ("reproduce", ["--scale {quick,cpu,paper}", "--no-run", "reproduce.key=value", "--traceback"]),
         ("demo", ["--output FOLDER", "runs/demo", "--force", "--traceback"]),
         ("convert", ["SOURCE OUTPUT", "--projected-length K", "--max-length N", "--calibrate CORPUS", "--traceback"]),
     ],
@@ -175,7 +176,7 @@ def test_help_of_a_verb_names_its_arguments_and_imports_no_verb(calls, capsys, m
 
 def test_every_verb_is_a_function_of_its_module():
     text = cli.build_parser().format_help()
-    for verb in (*cli.RECIPE_VERBS, "demo", "convert"):
+    for verb in (*cli.RECIPE_VERBS, "demo", "convert", "reproduce"):
         assert re.search(rf"\n    {verb}\s", text)
         module = __import__(f"linformer_hf.{verb}", fromlist=[verb])
         assert callable(getattr(module, verb))
@@ -185,7 +186,7 @@ def test_python_m_lists_the_verbs():
     command = [sys.executable, "-X", "importtime", "-m", "linformer_hf", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    verbs = (*cli.RECIPE_VERBS, "demo", "convert")
+    verbs = (*cli.RECIPE_VERBS, "demo", "convert", "reproduce")
     for verb in verbs:
         assert re.search(rf"\n    {verb}\s", ran.stdout)
     imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from linformer_hf import benchmark, compare, distill, finetune, pretrain, spectrum, sweep, theory
+from linformer_hf import benchmark, compare, distill, finetune, pretrain, reproduce, spectrum, sweep, theory
 
 
 ROOT = Path(__file__).parents[1]
@@ -19,8 +19,9 @@ READERS = {
     "spectrum": spectrum.read_recipe,
     "theory": theory.read_recipe,
     "sweep": sweep.read_recipe,
+    "reproduce": reproduce.read_recipe,
 }
-ONE_SECTION = ("compare", "benchmark", "spectrum", "theory", "sweep")  # named as the verb
+ONE_SECTION = ("compare", "benchmark", "spectrum", "theory", "sweep", "reproduce")  # named as the verb
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/*.yaml"))
 GPUS = 8  # the pretraining recipes for whole machines are written for this number
 PAPER_SHAPES = [path for path in RECIPES if re.fullmatch(r"(base|large)-\d+-k\d+", path.stem)]
@@ -42,6 +43,9 @@ def test_recipe_is_accepted(path, tmp_path, monkeypatch):
 def test_first_line_is_a_command_that_names_the_file(path):
     verb = path.parent.name
     first = (ROOT / path).read_text(encoding="utf-8").splitlines()[0]
+    if verb == "reproduce":  # the scale names the file
+        assert first == f"# linformer-hf reproduce --scale {path.stem}"
+        return
     command = rf"# (linformer-hf {verb}|torchrun --nproc_per_node {GPUS} scripts/{verb}\.py) {re.escape(str(path))}"
     assert re.fullmatch(rf"{command}( \S+=\S+)*", first), first
 

@@ -100,8 +100,6 @@ class Benchmark:
             )
         if not all(0.5 <= fill <= 1 for fill in self.fills):
             raise ValueError(f"fills must lie between 0.5 and 1, got {self.fills}.")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: cuda, but torch sees no CUDA device here. Set device: cpu.")
 
     def groups(self) -> list["Group"]:
         """What is timed together: one for each mode, dtype, dropout and N."""
@@ -174,9 +172,12 @@ def benchmark(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         RecipeError: an unknown key or a value of the wrong type.
         FileExistsError: the folder holds a finished benchmark.
         ImportError: a package that is to be compared is not installed.
+        ValueError: there is no such device.
     """
     recipe = read_recipe(recipe_path, overrides)
     section: Benchmark = recipe.build("benchmark")
+    if section.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda, but torch sees no CUDA device here. Set device: cpu.")
     folder = Path(section.output_dir)
     if (folder / results.RESULTS_FILE).exists():
         raise FileExistsError(f"{folder} holds a finished benchmark. Set benchmark.output_dir to another folder.")

@@ -32,6 +32,7 @@ class Cell:
         recipe: YAML file.
         folder: training.output_dir of the run.
         overrides: `section.key=value`.
+        processes: that share a run, started by torchrun; 1: none of it.
     """
 
     verb: str
@@ -39,6 +40,7 @@ class Cell:
     recipe: str
     folder: Path
     overrides: list[str]
+    processes: int = 1
 
     def finished(self) -> dict[str, Any] | None:
         """Its results, or None if it has none yet. Raises a ValueError if they come from another recipe."""
@@ -74,8 +76,11 @@ class Cell:
             logger.warning("%s holds an unfinished run: it is begun anew.", self.folder)
             shutil.rmtree(self.folder)
         # -P: what lies in the current folder must not shadow an installed module.
-        command = [sys.executable, "-P", "-m", __package__ or "linformer_hf", self.verb, self.recipe]
-        command += [*self.overrides, f"training.output_dir={self.folder}"]
+        command = [sys.executable, "-P"]
+        if self.processes > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
+        command += ["-m", __package__ or "linformer_hf", self.verb, self.recipe, *self.overrides]
+        command.append(f"training.output_dir={self.folder}")
         if threads is None:
             print(f"\n== {self.folder}", flush=True)
             code = subprocess.run(command).returncode

@@ -18,6 +18,7 @@ RECIPE_VERBS = {
     "theory": "the paper's two theorems, measured on attention maps beside their bounds",
     "compare": "fine-tune several checkpoints alike, on several tasks with several seeds, into one table",
 }
+SCALES = ("quick", "cpu", "paper")
 RESUMABLE = ("pretrain", "finetune", "distill")  # the others keep what is finished, or take minutes
 EPILOG = """\
 A recipe is one YAML file = one run; section.key=value changes it for this run, for example
@@ -52,6 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     command = verbs.add_parser("demo", help=text, description=text)
     command.add_argument("--output", default="runs/demo", metavar="FOLDER", help="default: %(default)s")
     command.add_argument("--force", action="store_true", help="delete an earlier demo in that folder first")
+    text = "the paper's figures and tables, run or reused, on one page with a verdict on every claim"
+    command = verbs.add_parser("reproduce", help=text, description=text + ".")
+    command.add_argument("--scale", required=True, choices=SCALES, help="which configs/reproduce/SCALE.yaml")
+    command.add_argument("--no-run", action="store_true", help="run nothing: report what is there")
+    command.add_argument("overrides", nargs="*", metavar="reproduce.key=value")
     _add_convert(verbs)
     for command in verbs.choices.values():
         command.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
@@ -118,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     overrides = [argument for argument in rest if not argument.startswith("-")]  # those behind an option
-    if options.verb not in RECIPE_VERBS or len(overrides) < len(rest):
+    if options.verb not in (*RECIPE_VERBS, "reproduce") or len(overrides) < len(rest):
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
     else:
@@ -130,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.verb == "demo":
             verb(options.output, force=options.force)
+        elif options.verb == "reproduce":
+            verb(options.scale, options.overrides, run=not options.no_run)
         elif options.verb == "convert":
             given = {key: value for key, value in vars(options).items() if value is not None}
             verb(**{key: value for key, value in given.items() if key not in ("verb", "traceback")})

@@ -2,7 +2,8 @@
 
 A recipe has one section, `compare` (Comparison). Every cell is a run of `linformer-hf finetune` in a process of its own
 (so its memory is its own), in `output_dir/<task>/<checkpoint>/<learning rate>/<seed>`. A cell that is finished is not
-run again; one that was interrupted is begun anew. Where several learning rates are given, each is tried with the first
+run again; one that was interrupted is begun anew; one that fails is shown as failed, and no mean is taken over the rest
+of its seeds. Where several learning rates are given, each is tried with the first
 seed and the one with the best accuracy on validation rows is used; the test rows have no part in the choice.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import results
-from .cells import Cell, check_names, folder_name
+from .cells import Cell, check_names, folder_name, run_all
 from .data.tasks import TaskData
 from .finetune import read_recipe as read_finetune
 from .paper import TABLE_2
@@ -21,6 +22,10 @@ from .recipe import Recipe, RecipeError, load_recipe
 
 
 TABLE_FILE = "table.md"
+KEPT = (
+    *("metrics", "baselines", "data", "steps", "train_seconds", "wall_seconds", "peak_memory_mib", "threads"),
+    *("dtype", "versions", "revision", "device_name", "parameters"),
+)
 
 
 @dataclass
@@ -33,6 +38,7 @@ class Comparison:
         recipes: fine-tuning recipe, one for each task -> `section.key=value`, applied over it.
         seeds: of the weights of the head and the order of the rows.
         learning_rates: tried with the first seed, chosen by validation accuracy; none: the recipe's own.
+        jobs: runs at the same time, which share the cores.
     """
 
     output_dir: str
@@ -40,6 +46,7 @@ class Comparison:
     recipes: dict[str, list[str]]
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     learning_rates: list[float] = field(default_factory=list)
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         for name in ("checkpoints", "recipes", "seeds"):
@@ -47,6 +54,8 @@ class Comparison:
                 raise ValueError(f"{name} is empty: name at least one.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"a seed is given twice: {', '.join(map(str, self.seeds))}.")
+        if self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, got {self.jobs}.")
         check_names(list(self.checkpoints))
 
 
@@ -80,95 +89,127 @@ def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
     Raises:
         RecipeError: an unknown key or a value of the wrong type, here or in a fine-tuning recipe.
-        ValueError: a finished cell belongs to another recipe, or a run failed; the message names it.
+        ValueError: a finished cell belongs to another recipe; or, after all others have run, a cell failed.
     """
-    section: Comparison = read_recipe(recipe_path, overrides).build("compare")
+    loaded = read_recipe(recipe_path, overrides)
+    section: Comparison = loaded.build("compare")
     folder = Path(section.output_dir)
     tasks: dict[str, dict[str, Any]] = {}
     for recipe in section.recipes:
         task = task_of(recipe, section.recipes[recipe])
-        tasks[task] = {name: checkpoint_runs(section, recipe, folder / task, name) for name in section.checkpoints}
+        tasks[task] = task_runs(section, recipe, folder / task)
         # After every task: an interrupted comparison leaves what it has.
         folder.mkdir(parents=True, exist_ok=True)
         table = render(tasks, next(iter(section.checkpoints)))
         results.write_text(folder / TABLE_FILE, table + "\n")
-    content = {"verb": "compare", "recipe": {"compare": vars(section)}, "tasks": tasks}
-    results.write_json(folder / results.RESULTS_FILE, content)
+    results.write_json(folder / results.RESULTS_FILE, {"verb": "compare", "recipe": loaded.raw, "tasks": tasks})
     print(f"\n{table}\n\nTable and {results.RESULTS_FILE}: {folder.resolve()}")
+    failed = [
+        f"{task}, {name} (seed {seed})"
+        for task, checkpoints in tasks.items()
+        for name, runs in checkpoints.items()
+        for seed, run in runs["seeds"].items()
+        if "failed" in run
+    ]
+    if failed:
+        raise ValueError(f"{len(failed)} cells failed: {', '.join(failed)}. Run the same command to try them again.")
     return folder
 
 
-def checkpoint_runs(section: Comparison, recipe: str, folder: Path, name: str) -> dict[str, Any]:
-    """All seeds of one checkpoint on one task: {"learning_rate": .., "validation": .., "seeds": {seed: results}}."""
+def make_cell(section: Comparison, recipe: str, folder: Path, name: str, seed: int, rate: float | None) -> Cell:
+    place = folder / folder_name(name) / (f"lr-{rate:g}" if rate is not None else "own-lr") / f"seed-{seed}"
+    changes = [*section.recipes[recipe], f"model.checkpoint={section.checkpoints[name]}", f"training.seed={seed}"]
+    changes += [f"training.learning_rate={rate}"] if rate is not None else []
+    return Cell("finetune", read_finetune, recipe, place, changes)
 
-    def cell(seed: int, rate: float | None) -> Cell:
-        place = folder / folder_name(name) / (f"lr-{rate:g}" if rate is not None else "own-lr") / f"seed-{seed}"
-        changes = [*section.recipes[recipe], f"model.checkpoint={section.checkpoints[name]}", f"training.seed={seed}"]
-        changes += [f"training.learning_rate={rate}"] if rate is not None else []
-        return Cell("finetune", read_finetune, recipe, place, changes)
 
-    rates: list[float | None] = [*section.learning_rates] or [None]
-    validation = {}
-    for rate in rates if len(rates) > 1 else []:
-        metrics = run(cell(section.seeds[0], rate))["metrics"]
-        validation[rate] = metrics[next(key for key in metrics if key.startswith("validation_"))]
-    chosen = max(validation, key=lambda rate: validation[rate]) if validation else rates[0]
-    seeds = {seed: run(cell(seed, chosen)) for seed in section.seeds}
-    kept: tuple[str, ...] = (
-        "metrics",
-        "baselines",
-        "data",
-        "steps",
-        "train_seconds",
-        "wall_seconds",
-        "peak_memory_mib",
-        "threads",
-    )
-    kept += ("dtype", "versions", "revision", "device_name", "parameters")
+def choose_rates(section: Comparison, recipe: str, folder: Path) -> dict[str, dict[float, float]]:
+    """Validation accuracy of the first seed for every checkpoint and learning rate, where there is a choice.
+
+    A run that fails has none and cannot be chosen: its message is on the terminal or in its log.
+    """
+    found: dict[str, dict[float, float]] = {name: {} for name in section.checkpoints}
+    if len(section.learning_rates) > 1:
+        places = [(name, rate) for name in section.checkpoints for rate in section.learning_rates]
+        cells = [make_cell(section, recipe, folder, name, section.seeds[0], rate) for name, rate in places]
+        for place, done in run_all(cells, section.jobs, f"{folder.name}: learning rates"):
+            if done is not None:
+                name, rate = places[place]
+                metrics = done["metrics"]
+                found[name][rate] = metrics[next(key for key in metrics if key.startswith("validation_"))]
+    return found
+
+
+def task_runs(section: Comparison, recipe: str, folder: Path) -> dict[str, Any]:
+    """Checkpoint -> {"learning_rate": .., "validation_by_learning_rate": .., "seeds": {seed: results}} on one task."""
+    validation = choose_rates(section, recipe, folder)
+    own = section.learning_rates[0] if section.learning_rates else None
+    rates = {name: max(v, key=lambda rate: v[rate]) if v else own for name, v in validation.items()}
+    places = [(name, seed) for seed in section.seeds for name in section.checkpoints]
+    cells = [make_cell(section, recipe, folder, name, seed, rates[name]) for name, seed in places]
+    seeds: dict[str, dict[str, Any]] = {
+        name: {str(seed): {"failed": True} for seed in section.seeds} for name in section.checkpoints
+    }
+    for place, done in run_all(cells, section.jobs, folder.name):
+        name, seed = places[place]
+        if done is not None:
+            seeds[name][str(seed)] = {key: done[key] for key in KEPT}
+            rates[name] = done["recipe"]["training"].get("learning_rate")
     return {
-        "checkpoint": section.checkpoints[name],
-        "learning_rate": next(iter(seeds.values()))["recipe"]["training"].get("learning_rate"),
-        "validation_by_learning_rate": {str(rate): value for rate, value in validation.items()},
-        "seeds": {str(seed): {key: content[key] for key in kept} for seed, content in seeds.items()},
+        name: {
+            "checkpoint": section.checkpoints[name],
+            "learning_rate": rates[name],
+            "validation_by_learning_rate": {str(rate): value for rate, value in validation[name].items()},
+            "seeds": seeds[name],
+        }
+        for name in section.checkpoints
     }
 
 
-def run(cell: Cell) -> dict[str, Any]:
-    """The results of a cell, from its folder or from a new run. Raises a ValueError if the run fails."""
-    done = cell.run()
-    if done is None:
-        raise ValueError(f"the run in {cell.folder} failed; its message is above. Run the same command to go on.")
-    return done
+def accuracies(runs: dict[str, Any]) -> tuple[str, list[float]] | None:
+    """(name of the metric, its value on the test rows for every seed); None if a seed failed."""
+    cells = list(runs["seeds"].values())
+    if any("failed" in cell for cell in cells):
+        return None
+    name = next(key for key in cells[0]["metrics"] if key.startswith("test_") and key != "test_rows")
+    return name, [cell["metrics"][name] for cell in cells]
 
 
 def render(tasks: dict[str, dict[str, Any]], first: str) -> str:
     """Markdown: for each task a row for each checkpoint, accuracies as mean (lowest to highest) over the seeds."""
     blocks = []
     for task, checkpoints in tasks.items():
-        metric = next(iter(checkpoints[first]["seeds"].values()))["metrics"]
-        name = next(key for key in metric if key.startswith("test_") and key != "test_rows")
-        values = {
-            checkpoint: [content["metrics"][name] for content in runs["seeds"].values()]
-            for checkpoint, runs in checkpoints.items()
-        }
-        base = statistics.mean(values[first])
-        rows = []
-        for checkpoint, runs in checkpoints.items():
-            cells, mean = list(runs["seeds"].values()), statistics.mean(values[checkpoint])
+        found = {name: accuracies(runs) for name, runs in checkpoints.items()}
+        done = [cell for runs in checkpoints.values() for cell in runs["seeds"].values() if "failed" not in cell]
+        if not done:
+            blocks.append(f"**{task}**: every run failed.")
+            continue
+        metric = next(key for key in done[0]["metrics"] if key.startswith("test_") and key != "test_rows")
+        reference = found[first]
+        rows: list[list[Any]] = []
+        for name, runs in checkpoints.items():
+            own, cells = found[name], list(runs["seeds"].values())
+            if own is None:
+                failed = ", ".join(seed for seed, cell in runs["seeds"].items() if "failed" in cell)
+                rows.append([name, f"failed (seed {failed})", "", "", ""])
+                continue
+            mean = statistics.mean(own[1])
+            over = "" if reference is None or name == first else f"{100 * (mean - statistics.mean(reference[1])):+.1f}"
             rows.append(
                 [
-                    checkpoint,
-                    f"{mean:.4f} ({min(values[checkpoint]):.4f} to {max(values[checkpoint]):.4f})",
-                    "" if checkpoint == first else f"{100 * (mean - base):+.1f}",
-                    statistics.median(content["train_seconds"] for content in cells),
-                    statistics.median(content["peak_memory_mib"] for content in cells),
+                    name,
+                    f"{mean:.4f} ({min(own[1]):.4f} to {max(own[1]):.4f})",
+                    over,
+                    statistics.median(cell["train_seconds"] for cell in cells),
+                    statistics.median(cell["peak_memory_mib"] for cell in cells),
                 ]
             )
-        header = ["", f"{name.removeprefix('test_')}, mean ({len(values[first])} seeds)", f"points over {first}"]
+        count = len(checkpoints[first]["seeds"])
+        header = ["", f"{metric.removeprefix('test_')}, mean ({count} seeds)", f"points over {first}"]
         header += ["training, s", "peak memory of the process, MiB"]
-        one = next(iter(checkpoints[first]["seeds"].values()))
-        baselines = "; ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in one["baselines"].items())
-        title = f"{task}: {metric['test_rows']:,} test rows, {one['steps']:,} steps, {one['dtype']}"
+        baselines = "; ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in done[0]["baselines"].items())
+        rows_tested = done[0]["metrics"]["test_rows"]
+        title = f"{task}: {rows_tested:,} test rows, {done[0]['steps']:,} steps, {done[0]['dtype']}"
         blocks.append(f"**{title}**\n\n{results.markdown_table(header, rows)}\n\nBaselines: {baselines}.")
     return "\n\n".join(blocks + paper_rows(list(tasks)))
 

@@ -142,3 +142,13 @@ def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
         peak = max(peak, held)
     del kept
     return peak
+
+
+def longest_chain(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
+    """How many operations wait for each other, one after the other, in the exported graph of a call."""
+    graph = torch.export.export(model, inputs, strict=False).graph
+    depth: dict[torch.fx.Node, int] = {}
+    for node in graph.nodes:  # in the order in which they run
+        before = max((depth[other] for other in node.all_input_nodes), default=0)
+        depth[node] = before + (node.op == "call_function")
+    return max(depth.values())

@@ -33,6 +33,7 @@ KEPT = (
     *("metrics", "steps", "train_seconds", "wall_seconds", "trained_tokens", "tokens_per_second", "parameters"),
     *("peak_memory_mib", "threads", "dtype", "versions", "revision", "device_name"),
 )
+MODEL = ("max_position_embeddings", "projected_length", "projection_type", "projection_sharing")
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Sweep:
         seeds: of weights and of the order of rows.
         start: a pretraining recipe, run once for each seed and each N of the cells, which go on from its weights; none:
             cells start at random weights.
+        processes: of a cell, by torchrun: one for each GPU.
         jobs: cells that run at the same time and share the cores. Small models gain by it: twice the cells an hour.
     """
 
@@ -57,6 +59,7 @@ class Sweep:
     overrides: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     start: str | None = None
+    processes: int = 1
     jobs: int = 1
 
     def __post_init__(self) -> None:
@@ -65,8 +68,8 @@ class Sweep:
                 raise ValueError(f"{name} is empty: name at least one.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"a seed is given twice: {', '.join(map(str, self.seeds))}.")
-        if self.jobs < 1:
-            raise ValueError(f"jobs must be at least 1, got {self.jobs}.")
+        if min(self.jobs, self.processes) < 1:
+            raise ValueError(f"jobs and processes must be at least 1, got {self.jobs} and {self.processes}.")
         check_names([*self.cells, START] if self.start else list(self.cells))
 
     def cell(self, name: str, seed: int) -> Cell:
@@ -74,7 +77,7 @@ class Sweep:
         changes = [*self.overrides, *self.cells[name], f"training.seed={seed}"]
         if self.start:
             changes.append(f"model.checkpoint={self.beginning(name, seed).folder}")
-        return Cell("pretrain", read_pretrain, self.recipe, folder, changes)
+        return Cell("pretrain", read_pretrain, self.recipe, folder, changes, self.processes)
 
     def beginning(self, name: str, seed: int) -> Cell:
         """The run of `start` that a cell goes on from."""
@@ -82,7 +85,7 @@ class Sweep:
         n = read_pretrain(self.recipe, [*self.overrides, *self.cells[name]]).values("model")["max_position_embeddings"]
         folder = Path(self.output_dir) / START / f"n-{n}" / f"seed-{seed}"
         changes = [f"model.max_position_embeddings={n}", *FULL_ATTENTION, f"model.projected_length={n}"]
-        return Cell("pretrain", read_pretrain, self.start, folder, [*changes, f"training.seed={seed}"])
+        return Cell("pretrain", read_pretrain, self.start, folder, [*changes, f"training.seed={seed}"], self.processes)
 
 
 SECTIONS = {"sweep": Sweep}
@@ -158,7 +161,8 @@ def kept(content: dict[str, Any]) -> dict[str, Any]:
         for row in content["history"]
         if "eval_loss" in row
     ]
-    return {**{key: content[key] for key in KEPT if key in content}, "curve": curve}
+    model = {key: value for key, value in content["recipe"]["model"].items() if key in MODEL}
+    return {**{key: content[key] for key in KEPT if key in content}, "model": model, "curve": curve}
 
 
 def perplexities(seeds: dict[str, Any]) -> list[float] | None:
