@@ -89,11 +89,11 @@ def test_an_unfinished_cell_is_begun_anew(ran, place, monkeypatch):
         returncode = 1
 
     monkeypatch.setattr(cells.subprocess, "run", lambda command: Failed)
-    with pytest.raises(ValueError, match=r"1 cells failed: files, source \(seed 3\)"):
+    with pytest.raises(ValueError, match=r"2 cells failed: files, source \(seed 3\), files, source"):
         verb.compare(place / "r.yaml")
     assert not (cell / "left over").exists()
     table = (ran / "table.md").read_text(encoding="utf-8")
-    assert "| source | failed (seed 3) |" in table  # and nothing is averaged around it
+    assert "| source | failed (seed 3, 4) |" in table  # and nothing is averaged around it
     assert "| K = 8 | 0." in table
     content = json.loads((ran / "results.json").read_text(encoding="utf-8"))
     assert content["tasks"]["files"]["source"]["seeds"]["3"] == {"failed": True}

@@ -58,6 +58,10 @@ class Comparison:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}.")
         check_names(list(self.checkpoints))
 
+    @property
+    def has_choice(self) -> bool:
+        return len(self.learning_rates) > 1
+
 
 SECTIONS = {"compare": Comparison}
 
@@ -126,10 +130,10 @@ def make_cell(section: Comparison, recipe: str, folder: Path, name: str, seed: i
 def choose_rates(section: Comparison, recipe: str, folder: Path) -> dict[str, dict[float, float]]:
     """Validation accuracy of the first seed for every checkpoint and learning rate, where there is a choice.
 
-    A run that fails has none and cannot be chosen: its message is on the terminal or in its log.
+    A run that fails has none: its message is on the terminal or in its log.
     """
     found: dict[str, dict[float, float]] = {name: {} for name in section.checkpoints}
-    if len(section.learning_rates) > 1:
+    if section.has_choice:
         places = [(name, rate) for name in section.checkpoints for rate in section.learning_rates]
         cells = [make_cell(section, recipe, folder, name, section.seeds[0], rate) for name, rate in places]
         for place, done in run_all(cells, section.jobs, f"{folder.name}: learning rates"):
@@ -145,7 +149,9 @@ def task_runs(section: Comparison, recipe: str, folder: Path) -> dict[str, Any]:
     validation = choose_rates(section, recipe, folder)
     own = section.learning_rates[0] if section.learning_rates else None
     rates = {name: max(v, key=lambda rate: v[rate]) if v else own for name, v in validation.items()}
-    places = [(name, seed) for seed in section.seeds for name in section.checkpoints]
+    # Without one of its rates a checkpoint has no choice that equals the others': all its seeds count as failed.
+    whole = [name for name, v in validation.items() if len(v) == len(section.learning_rates) or not section.has_choice]
+    places = [(name, seed) for seed in section.seeds for name in whole]
     cells = [make_cell(section, recipe, folder, name, seed, rates[name]) for name, seed in places]
     seeds: dict[str, dict[str, Any]] = {
         name: {str(seed): {"failed": True} for seed in section.seeds} for name in section.checkpoints
