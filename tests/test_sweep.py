@@ -1,5 +1,6 @@
 """`linformer-hf sweep`: cells, what is kept of them, failures that stay visible."""
 
+import errno
 import json
 
 import pytest
@@ -94,6 +95,53 @@ def test_a_failed_cell_is_shown_and_named_after_the_others_have_run(ran, place, 
     content = json.loads((ran / "results.json").read_text(encoding="utf-8"))
     assert content["cells"]["K = 8"]["6"] == {"failed": True}
     assert "metrics" in content["cells"]["K = 8"]["5"]
+
+
+def test_a_full_disk_costs_no_finished_cell(ran, place, monkeypatch, capsys):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(cells.subprocess, "run", lambda command: pytest.fail("a finished cell was run again"))
+    before = (ran / "results.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(verb.results, "write_text", full)
+        assert cli.main(["sweep", str(place / "r.yaml")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert (ran / "results.json").read_bytes() == before
+    verb.sweep(place / "r.yaml")
+
+
+def test_cells_go_on_from_a_common_start_of_their_seed_and_n(place, texts, tmp_path):
+    start = json.loads((place / "base.yaml").read_text(encoding="utf-8"))
+    start["data"]["sequence_length"] = 16
+    (tmp_path / "start.yaml").write_text(json.dumps(start), encoding="utf-8")
+    overrides = [
+        f"sweep.output_dir={tmp_path / 'out'}",
+        f"sweep.start={tmp_path / 'start.yaml'}",
+        "sweep.jobs=2",
+        "sweep.cells={a: [], b: [model.max_position_embeddings=16]}",
+    ]
+    folder = verb.sweep(place / "r.yaml", overrides)
+    for name, n in (("a", 32), ("b", 16)):
+        own = json.loads((folder / name / "seed-5" / "results.json").read_text(encoding="utf-8"))
+        begun = folder / "start" / f"n-{n}" / "seed-5"
+        assert own["recipe"]["model"]["checkpoint"] == str(begun)
+        assert (folder / name / "seed-5.log").stat().st_size
+        model = json.loads((begun / "results.json").read_text(encoding="utf-8"))["recipe"]["model"]
+        assert (model["projection_type"], model["projected_length"], model["max_position_embeddings"]) == (
+            "mean_pool",
+            n,
+            n,
+        )
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert content["cells"]["b"]["5"]["model"] == {"max_position_embeddings": 16, "projected_length": 8}
+
+
+def test_what_has_not_run_yet_is_no_failure():
+    waiting = {"failed": True, "unfinished": True}
+    text = render({"full": {"0": run_of(10.0), "1": waiting}, "K": {"0": {"failed": True}, "1": waiting}})
+    assert "| full | not run yet (seed 1) |" in text
+    assert "| K | failed (seed 0); not run yet (seed 1) |" in text
 
 
 def run_of(perplexity: float) -> dict:
