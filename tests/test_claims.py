@@ -18,10 +18,12 @@ def committed(name):
     return json.loads((REPORTS / name / "results.json").read_text(encoding="utf-8"))
 
 
-def run(perplexity, n=128, k=32, kind="linear", sharing="headwise", ratio=10.0):
+def run(perplexity, n=128, k=32, kind="linear", sharing="headwise", ratio=10.0, before=1.05):
+    """`before`: the perplexity at two thirds of the updates, over the last."""
     model = {"max_position_embeddings": n, "projected_length": k, "projection_type": kind}
     metrics = {"validation_perplexity": perplexity, "perplexity_ratio": ratio}
-    return {"metrics": metrics, "model": {**model, "projection_sharing": sharing}}
+    curve = [{"step": step, "perplexity": perplexity * over} for step, over in ((4, 3.0), (8, before), (12, 1.0))]
+    return {"metrics": metrics, "model": {**model, "projection_sharing": sharing}, "curve": curve}
 
 
 def sweep(**cells):
@@ -94,6 +96,17 @@ def test_a_failed_run_or_a_reference_that_learned_nothing_shows_nothing():
     assert "failed" in found.measured
     found = claims.shortened(4)(sweep(full=(FULL[0], {**FULL[1], "ratio": 1.9}), plain=PLAIN))
     assert found.verdict == UNSEEN
+
+
+def test_a_training_that_has_not_settled_shows_nothing():
+    for values in (PLAIN[0], FAR):
+        found = judge_sweep(claims.shortened(4), plain=(values, {"before": 1.2}))
+        assert found.verdict == UNSEEN
+        assert "perplexity still falling by 17%" in found.measured
+    evidence = sweep(full=FULL, plain=PLAIN)
+    for seed in evidence["sweep"][0]["cells"]["plain"].values():
+        seed["curve"] = seed["curve"][2:]  # evaluated at the end only
+    assert claims.shortened(4)(evidence).verdict == UNSEEN
 
 
 def test_verdicts_together():

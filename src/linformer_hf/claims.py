@@ -3,8 +3,9 @@
 A rule reads what the verbs left in their results.json and nothing else. The verdicts:
 
 - **holds**, **does not hold**: the rule's words in the report say when;
-- **cannot be seen at this scale**: nothing was measured, a run failed, the seeds disagree, or the model that others
-  are compared with has itself learned too little (LEARNED).
+- **cannot be seen at this scale**: nothing was measured, a run failed, the seeds disagree, the model that others are
+  compared with has itself learned too little (LEARNED), or training has not settled (SETTLED): the paper's claims are
+  about converged models.
 
 Where seeds are compared, each is compared with the same seed of the reference, so both saw the same rows. A comparison
 holds if every seed is within the limit, and does not hold if every seed is beyond it.
@@ -22,6 +23,7 @@ HOLDS, FAILS, UNSEEN = "holds", "does not hold", "cannot be seen at this scale"
 CLOSE = 0.05  # of the perplexity
 POINTS = 1.0  # of accuracy, in percent
 LEARNED = 2.0  # times below the perplexity of token frequencies
+SETTLED = 0.1  # largest fall of the perplexity over the last third of the updates
 LINEAR = 1.1  # exponent of N
 LOW_RANK = 0.625  # halfway between a flat spectrum's share of a quarter of the values, 1/4, and all
 Evidence = dict[str, list[dict[str, Any]]]
@@ -64,13 +66,19 @@ def nothing(what: str) -> Finding:
 
 @dataclass
 class Comparison:
-    """The perplexity of a cell over that of another, seed by seed; None where a run failed or learned too little."""
+    """The perplexity of a cell over that of another.
+
+    Attributes:
+        ratios: seed by seed; None where a run failed or learned too little.
+        falling: the largest fall of any of the runs over the last third of its updates.
+    """
 
     label: str
     ratios: list[float] | None
+    falling: float = 0.0
 
     def verdict(self, both_sides: bool = False) -> str:
-        if not self.ratios:
+        if not self.ratios or self.falling > SETTLED:
             return UNSEEN
         within = [ratio <= 1 + CLOSE and (not both_sides or ratio >= 1 / (1 + CLOSE)) for ratio in self.ratios]
         return HOLDS if all(within) else UNSEEN if any(within) else FAILS
@@ -79,7 +87,15 @@ class Comparison:
         if not self.ratios:
             return f"{self.label}: failed, or too little learned"
         low, high = (100 * (value - 1) for value in (min(self.ratios), max(self.ratios)))
-        return f"{self.label}: {100 * (sum(self.ratios) / len(self.ratios) - 1):+.1f} % ({low:+.1f} to {high:+.1f})"
+        words = f"{self.label}: {100 * (sum(self.ratios) / len(self.ratios) - 1):+.1f} % ({low:+.1f} to {high:+.1f})"
+        return words + (f", perplexity still falling by {self.falling:.0%}" if self.falling > SETTLED else "")
+
+
+def fall(run: dict[str, Any]) -> float:
+    """By what share the perplexity fell over the last third of the updates; 1 if it was not measured before them."""
+    curve = run["curve"]
+    before = [point for point in curve if point["step"] <= curve[-1]["step"] * 2 / 3]
+    return 1 - curve[-1]["perplexity"] / before[-1]["perplexity"] if before else 1.0
 
 
 def together(verdicts: Sequence[str]) -> str:
@@ -125,7 +141,8 @@ def compare_cells(sweep: dict[str, Any], one: Kind, other: Kind, label: str) -> 
     if any(reference["metrics"]["perplexity_ratio"] < LEARNED for _, reference in pairs):
         return Comparison(label, None)
     perplexity = "validation_perplexity"
-    return Comparison(label, [run["metrics"][perplexity] / base["metrics"][perplexity] for run, base in pairs])
+    falling = max(fall(run) for pair in pairs for run in pair)
+    return Comparison(label, [run["metrics"][perplexity] / base["metrics"][perplexity] for run, base in pairs], falling)
 
 
 def main_kinds(sweep: dict[str, Any]) -> tuple[Kind, Kind] | None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from markdown_it import MarkdownIt
 
 from . import results
-from .claims import CLAIMS, LEARNED, SPECTRUM, SPEED, SWEEP, TASKS, THEOREMS, Evidence
+from .claims import CLAIMS, LEARNED, SETTLED, SPECTRUM, SPEED, SWEEP, TASKS, THEOREMS, Evidence
 
 
 HEADINGS = {"spectrum": SPECTRUM, "theory": THEOREMS, "sweep": SWEEP, "compare": TASKS, "benchmark": SPEED}
@@ -117,8 +117,9 @@ def markdown(
         "The verdicts are computed from the results by these rules (`src/linformer_hf/claims.py`). Where seeds are "
         "compared, each is compared with the reference of the same seed; a claim **holds** if every seed is within "
         "the limit, it **does not hold** if every seed is beyond it in some comparison, and otherwise it **cannot be "
-        "seen at this scale**: so also where nothing was measured, where a run failed, or where the reference's "
-        f"perplexity is less than {LEARNED:g} times below that of token frequencies.",
+        "seen at this scale**: so also where nothing was measured, where a run failed, where the reference's "
+        f"perplexity is less than {LEARNED:g} times below that of token frequencies, or where a perplexity still fell "
+        f"by more than {SETTLED:.0%} over the last third of the updates: the paper's claims are about converged runs.",
         results.markdown_table(["claim", "holds if"], [[claim["claim"], claim["rule"]] for claim in claims]),
     ]
     for verb, heading in HEADINGS.items():
