@@ -663,3 +663,16 @@ def test_the_cache_lies_where_it_is_told(monkeypatch, tmp_path):
     assert corpus_module.cache_folder(None) == Path(os.environ["LINFORMER_HF_CACHE"])
     monkeypatch.delenv("LINFORMER_HF_CACHE")
     assert corpus_module.cache_folder(None) == Path.home() / ".cache" / "linformer_hf"
+
+
+def test_a_corpus_is_cached_under_the_content_of_its_tokenizer(texts, settings, tokenizers, tmp_path):
+    """The same tokenizer elsewhere finds the same corpus; another one in the same folder makes another."""
+    folders = []
+    for kind, place in (("wordpiece", "a"), ("wordpiece", "b"), ("byte_level_bpe", "a")):
+        shutil.rmtree(tmp_path / place, ignore_errors=True)
+        tokenizers[kind].save_pretrained(tmp_path / place)
+        prepared = prepare(settings(files(texts), tokenizer=str(tmp_path / place)), LENGTH)
+        folders.append(prepared.counts["folder"])
+        assert len(prepared.tokenizer) == len(tokenizers[kind])
+    assert folders[0] == folders[1]
+    assert folders[0] != folders[2]

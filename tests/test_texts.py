@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from linformer_hf.data import demo_texts, texts
-from linformer_hf.data.texts import CALIBRATION, PACKAGES, UNSEEN, corpus_sources, cut, draw, stored, text_rows
+from linformer_hf.data.corpus import stored
+from linformer_hf.data.texts import CALIBRATION, PACKAGES, UNSEEN, corpus_sources, cut, draw, text_rows
 
 
 N = 48

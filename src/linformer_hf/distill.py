@@ -18,9 +18,9 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, se
 
 from . import fidelity, modeling_linformer, results
 from .calibrate import relative_error
-from .data.corpus import PreparedCorpus, PretrainingData, load_tokenizer, prepare
+from .data.corpus import PreparedCorpus, PretrainingData, prepare
 from .data.masking import EpochCallback, MaskedDataset, Masker, pad_collate
-from .data.texts import draw, stored, text_rows
+from .data.texts import draw, text_rows
 from .modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
 from .recipe import Recipe, RecipeError, load_recipe
 from .sources import Source, exact_twin, read_source
@@ -179,7 +179,7 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     if (data.sequence_length or 0) > length:
         raise ValueError(f"data.sequence_length={data.sequence_length} is longer than the student reads ({length}).")
     with arguments.main_process_first(desc="preparing the corpus"):
-        data.tokenizer = data.tokenizer or stored(load_tokenizer(section.student), data.cache_dir)
+        data.tokenizer = data.tokenizer or section.student
         corpus = prepare(data, data.sequence_length or length)
         held_out = held_out_rows(corpus, data, length, weights.validation_rows)
     difference = fidelity.check_twin(source, teacher, held_out)

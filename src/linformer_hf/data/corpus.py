@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,6 +196,8 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
     """
     if data.streaming:
         return _stream(data, length)
+    if data.tokenizer is not None:  # by its content: the folder may hold another one later
+        data = replace(data, tokenizer=stored(load_tokenizer(data.tokenizer), data.cache_dir))
     recipe = {
         "format": FORMAT,
         "sources": [{**asdict(source), "files": _file_stamps(source)} for source in data.sources],
@@ -352,6 +354,21 @@ def train_tokenizer(texts: Iterable[str], data: PretrainingData) -> PreTrainedTo
         )
     logger.info("trained a %s tokenizer of %s tokens", data.tokenizer_type, f"{len(tokenizer):,}")
     return tokenizer
+
+
+def stored(tokenizer: PreTrainedTokenizerBase, cache_dir: str | None) -> str:
+    """The cache's folder of this very tokenizer: prepared corpora are found again by its name, so it names the content.
+
+    The tokenizer's own name does not: a folder may hold another one later, and a Hub name has many revisions.
+    """
+    with tempfile.TemporaryDirectory() as written:
+        tokenizer.save_pretrained(written)
+        content = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(written).iterdir()}
+        folder = cache_folder(cache_dir) / f"tokenizer-{checksum(content)}"
+        if not folder.is_dir():
+            with written_whole(folder) as beside:
+                shutil.copytree(written, beside, dirs_exist_ok=True)
+    return str(folder)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

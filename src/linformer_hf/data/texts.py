@@ -1,18 +1,14 @@
 """Rows of real text for calibration and for measuring: calibration and held-out rows never share a document."""
 
-import hashlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from . import demo_texts
-from .corpus import PretrainingData, Source, cache_folder, checksum, find_files, prepare, written_whole
+from .corpus import PretrainingData, Source, find_files, prepare, stored
 
 
 # What every machine has: Python's own reference. It is measured on and never calibrated on.
@@ -42,21 +38,6 @@ def corpus_sources(corpus: str) -> list[Source]:
     # Documents are held out whole, so one file must be several of them.
     single = [file.suffix for file in find_files(corpus)] == [".txt"]
     return [Source(kind="files", path=corpus, sample_by="paragraph" if single else "document")]
-
-
-def stored(tokenizer: PreTrainedTokenizerBase, cache_dir: str | None) -> str:
-    """The cache's folder of this very tokenizer: prepared corpora are found again by its name, so it names the content.
-
-    The tokenizer's own name does not: a folder may hold another one later, and a Hub name has many revisions.
-    """
-    with tempfile.TemporaryDirectory() as written:
-        tokenizer.save_pretrained(written)
-        content = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(written).iterdir()}
-        folder = cache_folder(cache_dir) / f"tokenizer-{checksum(content)}"
-        if not folder.is_dir():
-            with written_whole(folder) as beside:
-                shutil.copytree(written, beside, dirs_exist_ok=True)
-    return str(folder)
 
 
 def text_rows(
