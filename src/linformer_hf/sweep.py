@@ -220,7 +220,7 @@ def plot(path: Path, runs: dict[str, dict[str, Any]], x: str, label: str) -> Non
     from matplotlib import colormaps
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
     for i, (name, seeds) in enumerate(runs.items()):
         curves = [run["curve"] for run in seeds.values() if "failed" not in run]
         if len(curves) < len(seeds):
@@ -234,5 +234,5 @@ def plot(path: Path, runs: dict[str, dict[str, Any]], x: str, label: str) -> Non
     axes.set(xlabel=label, ylabel="validation perplexity", yscale="log")
     axes.grid(alpha=0.3, which="both")
     if axes.has_data():
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # beside: it would cover the curves
     results.save_figure(figure, path)
