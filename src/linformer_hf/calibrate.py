@@ -95,7 +95,7 @@ def calibrate(
         if gated:
             count = sum(state.shape[0] * state.shape[1] for state in states)
             mean_query_gates(layer, sum(state.sum((0, 1)) for state in states) / count)
-        shared = (teacher.encoder.projection, student.encoder.projection)
+        shared = (teacher.encoder.shared_projection, student.encoder.shared_projection)
         contexts = [
             layer.attention.self(state, places, shared[1])[0] for state, places in zip(states, tokens, strict=True)
         ]

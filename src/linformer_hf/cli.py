@@ -59,6 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--no-run", action="store_true", help="run nothing: report what is there")
     command.add_argument("overrides", nargs="*", metavar="reproduce.key=value")
     _add_convert(verbs)
+    text = "write a checkpoint as an ONNX file and check it under onnxruntime (pip install 'linformer_hf[onnx]')"
+    command = verbs.add_parser("export", help=text, description=text + ".")
+    command.add_argument("folder", metavar="FOLDER", help="a saved model, as a run or `convert` leaves it")
+    command.add_argument("--format", default="onnx", metavar="FORMAT", help="onnx (default: %(default)s)")
+    command.add_argument("--output", metavar="FILE", help="default: FOLDER/model.onnx")
+    command.add_argument("--opset", type=int, metavar="N", help="ONNX opset, 18 or later; default: the exporter's")
     for command in verbs.choices.values():
         command.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
     return parser
@@ -138,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verb(options.output, force=options.force)
         elif options.verb == "reproduce":
             verb(options.scale, options.overrides, run=not options.no_run)
-        elif options.verb == "convert":
+        elif options.verb in ("convert", "export"):
             given = {key: value for key, value in vars(options).items() if value is not None}
             verb(**{key: value for key, value in given.items() if key not in ("verb", "traceback")})
         else:

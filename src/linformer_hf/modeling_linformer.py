@@ -62,7 +62,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_linformer import NO_CAUSAL, LinformerConfig
-from .projection_linformer import LinformerProjection, RealTokens
+from .projection_linformer import LinformerProjection, RealTokens, slot_edges
 
 
 # Tokens of a block: enough for a matrix product to run at full speed, few enough to stay in the cache.
@@ -70,6 +70,9 @@ BLOCK = 512
 # A row as a batch of its own costs some calls more: on average it must save so many tokens of padding, or, where blocks
 # save memory, be so long.
 WORTH_PACKING, WORTH_BLOCKS = 64, 256
+# A function that gives the projection: were the module an argument itself, hooks that bring a layer's weights from
+# elsewhere (accelerate) would try to move it too.
+SharedProjection = Callable[[], LinformerProjection | None]
 
 
 def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ignore_index: int | None = None) -> None:
@@ -249,24 +252,32 @@ class LinformerSelfAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         tokens: RealTokens,
-        shared_projection: LinformerProjection | None = None,
+        shared_projection: SharedProjection | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, N, C] -> [B, N, C], and the attention map [B, H, N, K] where the implementation gives it (eager)."""
         projection = self.projection_of(shared_projection)
         if self.banded(hidden_states, projection):
             return self.banded_attention(hidden_states, tokens, projection, **kwargs)
-        slots = projection(hidden_states, self.key, self.value, tokens)
+        slots = self.slots(hidden_states, tokens, projection)
         output, weights = self.attend_to_slots(hidden_states, slots, projection, **kwargs)
         if weights is not None and weights.shape[-1] < projection.keys:  # the keys that a short input leaves empty
             weights = nn.functional.pad(weights, (0, projection.keys - weights.shape[-1]))
         return output, weights
 
-    def projection_of(self, shared_projection: LinformerProjection | None) -> LinformerProjection:
+    def projection_of(self, shared_projection: SharedProjection | None) -> LinformerProjection:
         """This layer's own projection, or the one that all layers share."""
-        projection = self.projection or shared_projection
+        projection = self.projection
+        if projection is None and shared_projection is not None:
+            projection = shared_projection()
         assert projection is not None
         return projection
+
+    def slots(
+        self, hidden_states: torch.Tensor, tokens: RealTokens, projection: LinformerProjection
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """K', V' and their bias, as `LinformerProjection.forward` gives them."""
+        return projection(hidden_states, lambda states: self.key(states), lambda states: self.value(states), tokens)
 
     def banded(self, hidden_states: torch.Tensor, projection: LinformerProjection) -> bool:
         """Whether an input of this length has a band of single tokens among its keys."""
@@ -333,7 +344,12 @@ class LinformerSelfAttention(nn.Module):
             blocks = torch.sym_max(blocks, 2)  # 1 is special: the graph would hold for N <= w only, or for N > w
         front = tokens.to_front(hidden_states)  # [B, N, C]
         keys, values = self.key(front), self.value(front)  # [B, N, C]
-        slot_keys, slot_values, slot_bias, edges = projection.gated_pool(front, keys, values, tokens)
+        # A call of the module, so that hooks and wrappers see it (accelerate, PEFT). Of tokens in front, only each
+        # row's number matters.
+        in_front = RealTokens(None, tokens.place, tokens.length, None)
+        slot_keys, slot_values, slot_bias = projection(front, lambda _: keys, lambda _: values, in_front)
+        assert slot_bias is not None  # gated slots always have one
+        edges = slot_edges(tokens.length, projection.slots, projection.boundary)
         bias = self.band_bias(slot_bias, edges, tokens, blocks)  # [B, b, H, K]
         banded = [
             self.band(states, slots, blocks) for states, slots in ((keys, slot_keys), (values, slot_values))
@@ -432,7 +448,7 @@ class LinformerAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         tokens: RealTokens,
-        shared_projection: LinformerProjection | None = None,
+        shared_projection: SharedProjection | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attention_output, _ = self.self(hidden_states, tokens, shared_projection, **kwargs)
@@ -477,7 +493,7 @@ class LinformerLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         tokens: RealTokens,
-        shared_projection: LinformerProjection | None = None,
+        shared_projection: SharedProjection | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         checkpointing = self.gradient_checkpointing and self.training
@@ -492,7 +508,7 @@ class LinformerLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         tokens: RealTokens,
-        shared_projection: LinformerProjection | None = None,
+        shared_projection: SharedProjection | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """All rows at once: [B, N, C], or packed [1, T, C] with attention row by row."""
@@ -510,7 +526,7 @@ class LinformerLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         rows: list[int],
-        shared_projection: LinformerProjection | None,
+        shared_projection: SharedProjection | None,
         checkpointing: bool,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
@@ -524,11 +540,12 @@ class LinformerLayer(GradientCheckpointingLayer):
         projection = attention.projection_of(shared_projection)
         for row in hidden_states.split(rows, 1):
             tokens = RealTokens.from_mask(None, row.shape[1], row.device)
+            blocks: list[tuple]
             if attention.banded(row, projection):
                 context = attention(row, tokens, shared_projection, **kwargs)[0].split(BLOCK, 1)
                 blocks = [(block, tokens, near) for block, near in zip(row.split(BLOCK, 1), context, strict=True)]
             else:
-                slots = projection(row, attention.key, attention.value, tokens)
+                slots = attention.slots(row, tokens, projection)
                 blocks = [(block, tokens, None, *slots, projection) for block in row.split(BLOCK, 1)]
             given: Any
             for given in blocks:
@@ -573,8 +590,12 @@ class LinformerEncoder(nn.Module):
         self, hidden_states: torch.Tensor, tokens: RealTokens, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutput:
         for layer in self.layer:
-            hidden_states = layer(hidden_states, tokens, self.projection, **kwargs)
+            hidden_states = layer(hidden_states, tokens, self.shared_projection, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def shared_projection(self) -> LinformerProjection | None:
+        """The projection of all layers (`layerwise`), or None."""
+        return self.projection
 
 
 class LinformerPooler(nn.Module):

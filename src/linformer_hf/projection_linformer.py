@@ -38,6 +38,7 @@ E = F), w window.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -81,7 +82,10 @@ class RealTokens(NamedTuple):
         real = mask.sum(-1)
         if concrete and bool((mask == (torch.arange(length, device=device) < real[:, None])).all()):
             return cls(mask, place, real, None)
-        return cls(mask, place, real, torch.argsort((~mask).long(), dim=-1, stable=True))
+        # The inverse of the permutation that puts padding behind: a stable argsort of it, which ONNX does not have.
+        column = torch.arange(length, device=device).expand_as(place)
+        target = torch.where(mask, place, real[:, None] + column - place)
+        return cls(mask, place, real, torch.zeros_like(target).scatter(1, target, column))
 
     def select(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, N, C] with zeros at padding. A `where`, not a product: 0 * NaN is NaN."""
@@ -221,13 +225,18 @@ class LinformerProjection(nn.Module):
         return (stretched * scale).view(*weight.shape[:-1], n).to(self.weight.dtype)
 
     def forward(
-        self, hidden_states: torch.Tensor, key: nn.Linear, value: nn.Linear, tokens: RealTokens
+        self,
+        hidden_states: torch.Tensor,
+        key: Callable[[torch.Tensor], torch.Tensor],
+        value: Callable[[torch.Tensor], torch.Tensor],
+        tokens: RealTokens,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Project and shorten.
 
         Args:
             hidden_states: the layer's input X, [B, N, C].
-            key, value: the layer's maps W_K, b_K and W_V, b_V, [.., C] -> [.., C].
+            key, value: the layer's maps W_K, b_K and W_V, b_V, [.., C] -> [.., C]. Functions, not modules: hooks that
+                bring weights from elsewhere (accelerate) move every argument that can be moved.
             tokens: where the real tokens stand.
 
         Returns:
@@ -246,16 +255,15 @@ class LinformerProjection(nn.Module):
             return self.split_heads(key(short)), self.split_heads(value(short)), self.short_bias(tokens, short.dtype)
         elif self.projection_type == "gated_pool":
             front = tokens.to_front(hidden_states)  # [B, N, C]
-            keys, values, slot_bias, _ = self.gated_pool(front, key(front), value(front), tokens)
-            return keys, values, slot_bias
+            return self.gated_pool(front, key(front), value(front), tokens)
         else:
             slot = adaptive_slots(tokens, self.slots, self.boundary)
             slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
 
         if self.per_head:
             keys, values = (
-                self.compress_heads(linear, hidden_states, tokens, slot, self.weight[i])
-                for i, linear in enumerate((key, value))
+                self.compress_heads(states_of, hidden_states, tokens, slot, self.weight[i])
+                for i, states_of in enumerate((key, value))
             )
         else:
             compressed = self.compress(hidden_states, tokens, slot)  # [B, S, K, C]
@@ -285,7 +293,7 @@ class LinformerProjection(nn.Module):
 
     def gated_pool(
         self, front: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tokens: RealTokens
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pool keys and values by content (the formulae are at the top of this file).
 
         Args:
@@ -293,7 +301,7 @@ class LinformerProjection(nn.Module):
             keys, values: its projections, [B, N, C]; p sums to 1, so their biases pass through unchanged.
 
         Returns:
-            K' and V' [B, H, K, D], the slots' bias [B, H, 1, K] and the windows' edges [B or 1, K + 1].
+            K' and V' [B, H, K, D] and the slots' bias [B, H, 1, K].
         """
         edges = slot_edges(tokens.length, self.slots, self.boundary)
         outer = 2 if self.boundary else 0
@@ -316,7 +324,7 @@ class LinformerProjection(nn.Module):
         pooled = [
             (self.gather(states, index).unflatten(-1, (self.num_heads, -1)) * p).sum(2) for states in (keys, values)
         ]
-        return *(states.transpose(1, 2) for states in pooled), bias.transpose(1, 2)[:, :, None], edges
+        return pooled[0].transpose(1, 2), pooled[1].transpose(1, 2), bias.transpose(1, 2)[:, :, None]
 
     @staticmethod
     def gather(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -328,15 +336,17 @@ class LinformerProjection(nn.Module):
 
     def compress_heads(
         self,
-        linear: nn.Linear,
+        states_of: Callable[[torch.Tensor], torch.Tensor],
         hidden_states: torch.Tensor,
         tokens: RealTokens,
         slot: torch.Tensor | None,
         weight: torch.Tensor,
     ) -> torch.Tensor:
         """E_h (X W_h) + b_h where every head has its own E: projecting first costs less. [B, N, C] -> [B, H, K, D]."""
-        bias = linear.bias
-        projected = linear(hidden_states) - bias  # the bias belongs after compression; [B, N, C]
+        # What the map gives for zeros is its bias. It is not read from the module: a quantized one keeps it elsewhere,
+        # an offloaded one has none outside its forward pass.
+        bias = states_of(hidden_states.new_zeros(1, 1, hidden_states.shape[-1]))
+        projected = states_of(hidden_states) - bias  # the bias belongs after compression; [B, N, C]
         if slot is None:
             heads = self.split_heads(tokens.to_front(projected))  # [B, H, N, D]
             compressed = torch.matmul(self.columns(weight, heads.shape[2]), heads)  # [H, K, N] x [B, H, N, D]
