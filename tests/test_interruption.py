@@ -232,7 +232,7 @@ def no_number(monkeypatch):
 
         def loss(self, *arguments, **options):
             result = compute(self, *arguments, **options)
-            return result * value if self.state.global_step == step - 1 and self.is_in_train else result
+            return result + value if self.state.global_step == step - 1 and self.is_in_train else result
 
         monkeypatch.setattr(Trainer, "compute_loss", loss)
 
@@ -272,7 +272,7 @@ def test_the_check_of_the_loss_can_be_switched_off(recipe, tmp_path, no_number):
     no_number(2, float("nan"))
     folder = f"training.output_dir={tmp_path / 'run'}"
     off = ["training.logging_nan_inf_filter=true", "training.max_steps=2", "training.save_strategy=no"]
-    assert cli.main(["pretrain", recipe, folder, *off, "training.learning_rate=0"]) in (0, 1)
+    assert cli.main(["pretrain", recipe, folder, *off]) == 0
     assert (tmp_path / "run" / "results.json").exists()
 
 
