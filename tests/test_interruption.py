@@ -271,7 +271,7 @@ def test_a_weight_that_is_not_finite_is_not_saved(recipe, tmp_path, at_step, mon
 def test_the_check_of_the_loss_can_be_switched_off(recipe, tmp_path, no_number):
     no_number(2, float("nan"))
     folder = f"training.output_dir={tmp_path / 'run'}"
-    off = ["training.logging_nan_inf_filter=true", "training.max_steps=2", "training.save_strategy=no"]
+    off = ["training.logging_nan_inf_filter=true", "training.max_steps=2", 'training.save_strategy="no"']
     assert cli.main(["pretrain", recipe, folder, *off]) == 0
     assert (tmp_path / "run" / "results.json").exists()
 

@@ -124,7 +124,7 @@ def test_every_row_is_seen_once_in_an_epoch(recipe, place, two):
     steps = -(-rows // 8)
     succeeded(
         program, recipe, f"training.output_dir={place / 'epochs'}", HALF, f"training.max_steps={2 * steps}",
-        "training.save_strategy=no", "training.eval_strategy=no",
+        'training.save_strategy="no"', 'training.eval_strategy="no"',
     )  # fmt: skip
     seen: dict[int, list[Counter]] = {0: [], 1: []}
     for rank in "01":
