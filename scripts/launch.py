@@ -3,6 +3,8 @@
 import os
 import sys
 
+import torch
+
 from linformer_hf.cli import main
 
 
@@ -25,7 +27,12 @@ def launch(verb: str) -> int:
                 f"torchrun --nproc_per_node {expected} {sys.argv[0]} ..."
             )
         )
-    return main([verb, *arguments]) or 0
+    status = main([verb, *arguments])
+    if status == 0 and torch.distributed.is_initialized():
+        # Together: a process that leaves while another still reports closes the connections under it.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return status
 
 
 def split(arguments: list[str]) -> tuple[int | None, list[str]]:

@@ -17,27 +17,22 @@ def recipe(path, overrides=()):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Runs are not started but noted: (folder, arguments of subprocess.run)."""
+    """Runs are not started but noted: (folder, arguments of Children.call)."""
     calls = []
 
-    class Ended:
-        returncode = 0
-
-    def run(command, **options):
+    def run(children, command, **options):
         folder = command[-1].removeprefix("training.output_dir=")
         calls.append((folder, command, options))
         if "fail" in folder:
             options["stdout"].write(b"much\nerror: no such thing\n")
-            Ended.returncode = 1
-            return Ended
+            return 1
         path = cells.Path(folder)
         path.mkdir(parents=True)
         content = {"recipe": recipe("", command[command.index("r.yaml") + 1 :]).raw, "n": path.name}
         (path / "results.json").write_text(json.dumps(content))
-        Ended.returncode = 0
-        return Ended
+        return 0
 
-    monkeypatch.setattr(cells.subprocess, "run", run)
+    monkeypatch.setattr(cells.Children, "call", run)
     return calls
 
 
@@ -70,7 +65,7 @@ def test_a_run_of_several_processes_is_started_by_torchrun(started, tmp_path):
 
 
 def test_what_waits_is_not_started_after_an_interruption(started, tmp_path, monkeypatch):
-    def interrupted(cell, threads=None):
+    def interrupted(cell, threads=None, children=None):
         started.append(cell)
         time.sleep(0.05)
         raise KeyboardInterrupt

@@ -1,12 +1,15 @@
 """The command line: exit status, one line for what the user can put right, and verbs that are imported when called."""
 
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from linformer_hf import cli
+from linformer_hf.interruption import Interrupted
 
 
 @pytest.fixture
@@ -99,7 +102,19 @@ def test_traceback_shows_where_it_arose(calls):
         cli.main(["pretrain", "r.yaml", "--traceback"])
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError, AttributeError, KeyboardInterrupt])
+def test_an_interruption_ends_with_the_usual_status_and_says_how_to_go_on(calls, capsys):
+    calls.error = KeyboardInterrupt()
+    assert cli.main(["convert", "source", "output"]) == 130
+    assert capsys.readouterr().err == "stopped by SIGINT\n"
+    calls.error = Interrupted(signal.SIGTERM, Path("run/checkpoint-7"))
+    assert cli.main(["pretrain", "my recipe.yaml", "data.seed=1"]) == 143
+    line = (
+        "stopped by SIGTERM; run/checkpoint-7 is whole. Go on with: linformer-hf pretrain 'my recipe.yaml' data.seed=1"
+    )
+    assert capsys.readouterr().err == f"{line} --resume\n"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, AttributeError])
 def test_a_fault_of_the_program_is_not_hidden(calls, error):
     calls.error = error()
     with pytest.raises(error):

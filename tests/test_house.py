@@ -30,6 +30,8 @@ FLOORS = {
     "projection_linformer": 1,
     "modeling_linformer": 2,
     "__init__": 3,
+    "interruption": 0,
+    "watch": 1,
     "results": 3,
     "sources": 3,
     "calibrate": 3,

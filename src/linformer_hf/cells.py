@@ -16,6 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from . import results
+from .interruption import Children, sigterm_raises
 from .recipe import Recipe
 
 
@@ -61,12 +62,14 @@ class Cell:
         """Where a run that shares the machine with others writes what it has to say."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
-    def run(self, threads: int | None = None) -> dict[str, Any] | None:
+    def run(self, threads: int | None = None, children: Children | None = None) -> dict[str, Any] | None:
         """Its results, from its folder or from a new run; None if that fails.
 
         Args:
             threads: of the run, which then writes to `log`; None: all, and the terminal.
+            children: what the run belongs to, so that it ends with its siblings.
         """
+        children = children or Children()
         done = self.finished()
         if done is not None:
             return done
@@ -83,14 +86,14 @@ class Cell:
         command.append(f"training.output_dir={self.folder}")
         if threads is None:
             print(f"\n== {self.folder}", flush=True)
-            code = subprocess.run(command).returncode
+            code = children.call(command)
         else:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("wb") as log:
                 environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+                code = children.call(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         if code:
-            if threads is not None:
+            if threads is not None and not children.ended:
                 tqdm.write(f"failed: {self.folder}: {self.last_words()}", file=sys.stderr)
             return None
         done = self.finished()
@@ -108,19 +111,22 @@ def run_all(cells: Sequence[Cell], jobs: int, title: str) -> Iterator[tuple[int,
 
     With one job every run has the machine and the terminal; with more, each writes to a log beside its folder.
     """
+    children = Children()
     if jobs == 1:
-        for place, cell in enumerate(cells):
-            yield place, cell.run()
+        with sigterm_raises():
+            for place, cell in enumerate(cells):
+                yield place, cell.run(children=children)
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(cell.run, threads): place for place, cell in enumerate(cells)}
+    with sigterm_raises(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(cell.run, threads, children): place for place, cell in enumerate(cells)}
         try:
             ended = concurrent.futures.as_completed(running)
             for future in tqdm(ended, total=len(running), desc=title, unit="run"):
                 yield running[future], future.result()
-        except BaseException:  # also Ctrl-C, which ends the runs by itself: the waiting ones must not start
+        except BaseException:  # Ctrl-C or SIGTERM, or the caller has had enough: the waiting ones must not start
             pool.shutdown(wait=False, cancel_futures=True)
+            children.end()
             raise
 
 

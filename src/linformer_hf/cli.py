@@ -3,9 +3,14 @@
 import argparse
 import importlib
 import logging
+import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
+
+from .interruption import sigterm_raises
 
 
 RECIPE_VERBS = {
@@ -126,7 +131,12 @@ def _lengths(text: str) -> int | list[int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; the exit status is 0, or 2 with one line `error: ...` for what the user can put right."""
+    """Run a verb.
+
+    Returns:
+        The exit status: 0; 2 with one line `error: ...` for what the user can put right; 130 after Ctrl-C and 143 after
+        SIGTERM, with one line that says how to go on.
+    """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     overrides = [argument for argument in rest if not argument.startswith("-")]  # those behind an option
@@ -138,21 +148,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    verb = getattr(importlib.import_module(f".{options.verb}", __package__), options.verb)
     try:
-        if options.verb == "demo":
-            verb(options.output, force=options.force)
-        elif options.verb == "reproduce":
-            verb(options.scale, options.overrides, run=not options.no_run)
-        elif options.verb in ("convert", "export"):
-            given = {key: value for key, value in vars(options).items() if value is not None}
-            verb(**{key: value for key, value in given.items() if key not in ("verb", "traceback")})
-        else:
-            given = {"resume": options.resume} if options.verb in RESUMABLE else {}
-            verb(options.recipe, options.overrides, **given)
-    except (ValueError, OSError, ImportError) as error:  # ImportError: flash attention asked for, not installed
+        with sigterm_raises():
+            _run(options)
+    except KeyboardInterrupt as interruption:
+        number = getattr(interruption, "number", signal.SIGINT)
+        if os.environ.get("RANK", "0") == "0":
+            again = _again(sys.argv[1:] if arguments is None else arguments)
+            print(_last_words(number, getattr(interruption, "checkpoint", None), options.verb, again), file=sys.stderr)
+        return 128 + number
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+        ImportError,
+    ) as error:  # ImportError: flash attention, not installed
         if options.traceback:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    verb = getattr(importlib.import_module(f".{options.verb}", __package__), options.verb)
+    if options.verb == "demo":
+        verb(options.output, force=options.force)
+    elif options.verb == "reproduce":
+        verb(options.scale, options.overrides, run=not options.no_run)
+    elif options.verb in ("convert", "export"):
+        given = {key: value for key, value in vars(options).items() if value is not None}
+        verb(**{key: value for key, value in given.items() if key not in ("verb", "traceback")})
+    else:
+        given = {"resume": options.resume} if options.verb in RESUMABLE else {}
+        verb(options.recipe, options.overrides, **given)
+
+
+def _again(arguments: Sequence[str]) -> str:
+    """The command that goes on with an interrupted run."""
+    arguments = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":  # started by a launcher, whose options are not known here
+        return f"the same {processes} processes and {shlex.join(arguments)}"
+    return f"linformer-hf {shlex.join(arguments)}"
+
+
+def _last_words(number: int, checkpoint: Any, verb: str, again: str) -> str:
+    name = signal.Signals(number).name
+    if checkpoint is None or verb not in RESUMABLE:
+        return f"stopped by {name}"
+    return f"stopped by {name}; {checkpoint} is whole. Go on with: {again}"

@@ -162,6 +162,8 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     Raises:
         RecipeError: an unknown key or a value of the wrong type.
         FileExistsError: the folder is not empty and `resume` is False.
+        Interrupted: SIGTERM or Ctrl-C during training; a checkpoint has been written.
+        FloatingPointError: the loss is not finite.
         ConversionError, ValueError: teacher and student do not belong together; the message says why.
     """
     started = time.time()
@@ -186,7 +188,7 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     choose_trainable(student, weights.trainable)
     trainer = build_trainer(teacher, student, weights, arguments, data, corpus)
     results.begin_run(folder, recipe.raw)
-    trained = results.train(trainer, folder, resume)
+    trained = results.train(trainer, folder, recipe.raw, resume)
     evaluated = trainer.evaluate()
     for name, value in kept.items():
         setattr(student.config, name, value)

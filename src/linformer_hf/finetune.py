@@ -106,6 +106,8 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     Raises:
         RecipeError: an unknown key or a value of the wrong type.
         FileExistsError: the folder is not empty and `resume` is False.
+        Interrupted: SIGTERM or Ctrl-C during training; a checkpoint has been written.
+        FloatingPointError: the loss is not finite.
         ValueError, FileNotFoundError, ConnectionError: the task or the checkpoint cannot be read; the message says why.
     """
     started = time.time()
@@ -138,7 +140,7 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         compute_metrics=build_compute_metrics(task.metrics),
     )
     results.begin_run(folder, recipe.raw)
-    trained = results.train(trainer, folder, resume)
+    trained = results.train(trainer, folder, recipe.raw, resume)
     validated = trainer.evaluate(splits["validation"])
     tested = trainer.evaluate(splits["test"], metric_key_prefix="test")
     results.save_final(trainer, folder)

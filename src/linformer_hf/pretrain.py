@@ -150,6 +150,8 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     Raises:
         RecipeError: an unknown key or a value of the wrong type.
         FileExistsError: the folder is not empty and `resume` is False.
+        Interrupted: SIGTERM or Ctrl-C during training; a checkpoint has been written.
+        FloatingPointError: the loss is not finite.
         ValueError, FileNotFoundError, ConnectionError: the corpus cannot be read; the message says why.
     """
     started = time.time()
@@ -210,7 +212,7 @@ def train_legs(
         else:
             trainer = build_trainer(model, leg.arguments, data, corpus)
             results.begin_run(legs[-1].folder, recipe.raw)
-            metrics = results.train(trainer, leg.folder, resume)
+            metrics = results.train(trainer, leg.folder, recipe.raw, resume)
             record = {
                 "history": trainer.state.log_history,
                 "steps": trainer.state.global_step,

@@ -167,6 +167,9 @@ def fields_of(cls: type) -> dict[str, Any]:
                 hints[name] = eval(hint, names) if isinstance(hint, str) else hint  # our own or transformers' source
             except NameError:
                 hints[name] = Any
+        # Annotated `str | None` for the sake of transformers' command line; it wants true or false.
+        if owner.__name__ == "TrainingArguments":
+            hints["fsdp"] = bool | str | None
     return {
         field.name: hints[field.name]
         for field in dataclasses.fields(cls)

@@ -4,11 +4,13 @@ Every file is written beside its place and then renamed, and results.json comes 
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -24,6 +26,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 from transformers import Trainer
 
+from .interruption import Interrupted
+from .watch import AlreadyTrained, Watch
+
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +37,16 @@ RECIPE_FILE = "recipe.json"
 CURVE_FILE = "curve.png"
 CARD_FILE = "README.md"
 PACKAGES = ("linformer_hf", "torch", "transformers", "datasets", "tokenizers", "accelerate", "evaluate", "numpy")
+
+OTHER_NAMES = {"optimizer.pt": ("optimizer.bin", "optimizer_0")}
+# How a full disk or quota appears: to the operating system, in safetensors (Rust) and in torch.save.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_TEXTS = (
+    *(f"os error {number}" for number in FULL),
+    *(os.strerror(number) for number in FULL),
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+)
 
 CARD_TEMPLATE = """---
 {{ card_data }}
@@ -128,6 +143,9 @@ def begin_run(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Write recipe.json, when data and model are ready: what fails before leaves no folder behind to clear away."""
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(".*"):  # what a killed run was writing beside its place
+            if re.fullmatch(r"\..+\.\d+(\.png)?", path.name):
+                path.unlink()
         write_json(folder / RECIPE_FILE, recipe)
 
 
@@ -154,7 +172,8 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 def _incomplete(checkpoint: Path) -> str | None:
     for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
-        if not (checkpoint / name).exists():
+        # FSDP writes optimizer.bin, or with sharded states a folder.
+        if not any((checkpoint / other).exists() for other in (name, *OTHER_NAMES.get(name, ()))):
             return f"{name} is missing"
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
@@ -330,18 +349,70 @@ def model_card(
     return str(card)
 
 
-def train(trainer: Trainer, folder: Path, resume: bool) -> dict[str, float]:
-    """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics."""
+def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: bool) -> dict[str, float]:
+    """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics.
+
+    Args:
+        recipe: the sections of the recipe. `training.logging_nan_inf_filter: true` in it trains on where the loss is
+            not finite; Trainer's default of that name would hide such a loss.
+
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
+        FloatingPointError: the loss or a weight is not finite.
+        OSError: a checkpoint cannot be written.
+        ValueError: FSDP is asked for and would not be used.
+    """
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            "training.fsdp: accelerate shards no model on CPUs (it would train whole copies without a word). Leave "
+            "training.fsdp out, or train on GPUs."
+        )
     checkpoint = last_whole_checkpoint(folder) if resume else None
     if resume:
         logger.warning("Resuming from %s.", checkpoint or f"the beginning: {folder} has no whole checkpoint yet")
-    return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    filtered = bool((recipe.get("training") or {}).get("logging_nan_inf_filter"))
+    trainer.args.logging_nan_inf_filter = filtered
+    watch = Watch(trainer, lambda: last_whole_checkpoint(folder), check=not filtered)
+    trainer.add_callback(watch)
+    with watch.signals(), writing(folder):
+        try:
+            metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+        except AlreadyTrained:  # weights, optimizer and state are loaded, and there is nothing to do
+            trainer.is_in_train = False
+            if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+                trainer._load_best_model()
+            metrics = {"train_runtime": 0.0, "train_samples_per_second": 0.0}
+    trainer.remove_callback(watch)
+    if watch.number:
+        raise Interrupted(watch.number, last_whole_checkpoint(folder))
+    return metrics
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what a full disk raises, which is different for every writer, into an OSError that says what is whole."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        if getattr(error, "errno", None) not in FULL and not any(text in reason for text in FULL_TEXTS):
+            raise
+        if is_main_process():
+            for half in folder.glob("checkpoint-*"):
+                if half.is_dir() and _incomplete(half):
+                    shutil.rmtree(half)  # it takes the room that is missing
+        checkpoint = last_whole_checkpoint(folder)
+        whole = f"the last whole checkpoint is {checkpoint}" if checkpoint else "there is no whole checkpoint"
+        raise OSError(
+            f"writing to {folder} failed ({reason}); {whole}. Make room and give the same command with --resume."
+        ) from error
 
 
 def save_final(trainer: Trainer, folder: Path) -> None:
     """Model, tokenizer and custom code into `folder`: written to a folder inside it first, then moved file by file."""
     beside = folder / ".final"
-    trainer.save_model(str(beside))  # every process takes part: a sharded model is gathered here
+    with writing(folder):
+        trainer.save_model(str(beside))  # every process takes part: a sharded model is gathered here
     if not trainer.is_world_process_zero():
         return
     for path in sorted(beside.iterdir()):

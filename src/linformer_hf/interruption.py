@@ -1,0 +1,102 @@
+"""Signals: as exceptions, and for the processes that this one has started.
+
+A training notes them instead (see `watch`).
+"""
+
+import contextlib
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+
+GRACE_SECONDS = 60  # for a child that writes a checkpoint before it ends
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run. A KeyboardInterrupt, so that nothing takes it for an error that it may handle.
+
+    Args:
+        number: of the signal.
+        checkpoint: what `--resume` goes on from, if training had begun.
+    """
+
+    def __init__(self, number: int, checkpoint: Path | None = None):
+        super().__init__(signal.Signals(number).name)
+        self.number, self.checkpoint = number, checkpoint
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises Interrupted, so that what is half made is cleared away, as it is on Ctrl-C."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Interrupted(number)
+
+    with handlers({signal.SIGTERM: end}):
+        yield
+
+
+@contextlib.contextmanager
+def handlers(handlers: dict[signal.Signals, Callable[[int, Any], None]]) -> Iterator[None]:
+    """Other handlers of signals for a while. Does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Children:
+    """Processes that end with this one: a process that is ended by a signal would leave them running."""
+
+    def __init__(self) -> None:
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.lock = threading.Lock()
+        self.ended = False
+
+    def call(self, command: Sequence[str], **options: Any) -> int:
+        """Run a command to its end, in any thread; its exit status. `options` are those of Popen.
+
+        Raises:
+            Interrupted: `end` has been called; nothing is started.
+        """
+        with self.lock:
+            if self.ended:
+                raise Interrupted(signal.SIGTERM)
+            process = subprocess.Popen(command, **options)
+            self.running.add(process)
+        try:
+            return process.wait()
+        except BaseException:
+            _end([process])
+            raise
+        finally:
+            self.running.discard(process)
+
+    def end(self) -> None:
+        """End all that run, and start no more."""
+        with self.lock:
+            self.ended = True
+            running = list(self.running)
+        _end(running)
+
+
+def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """SIGTERM, then SIGKILL for what still runs after GRACE_SECONDS or at a second Ctrl-C."""
+    for process in processes:
+        process.terminate()
+    try:
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
