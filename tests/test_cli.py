@@ -207,3 +207,23 @@ def test_python_m_lists_the_verbs():
     imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
     assert "linformer_hf.cli" in imported
     assert not imported & {f"linformer_hf.{name}" for name in (*verbs, "results", "data")}
+
+
+def test_json_is_one_line_on_stdout_and_quiet_is_where_the_results_are(tmp_path, capfd, monkeypatch):
+    (tmp_path / "results.json").write_text('{"verb": "spectrum",\n "a": 1}', encoding="utf-8")
+
+    def run(recipe, overrides):
+        print("progress")
+        print("a bar", file=sys.stderr)
+        subprocess.run([sys.executable, "-c", "print('of a child')"], check=True)
+        return tmp_path
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda *_: type("Module", (), {"spectrum": staticmethod(run)}))
+    assert cli.main(["spectrum", "r.yaml", "--json"]) == 0
+    printed = capfd.readouterr()
+    assert printed.out == '{"verb": "spectrum", "a": 1}\n'
+    assert {"progress", "of a child"} <= set(printed.err.splitlines())
+    assert cli.main(["spectrum", "--quiet", "r.yaml"]) == 0
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == (f"{tmp_path}\n", "")
+    assert stopped("spectrum", "r.yaml", "--quiet", "--json") == 2

@@ -1,13 +1,16 @@
 """`linformer-hf VERB ...`: one verb, one function, imported when it is called."""
 
 import argparse
+import contextlib
 import importlib
+import json
 import logging
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .interruption import sigterm_raises
@@ -24,6 +27,7 @@ RECIPE_VERBS = {
     "compare": "fine-tune several checkpoints alike, on several tasks with several seeds, into one table",
 }
 SCALES = ("quick", "cpu", "paper")
+EVERYWHERE = ("verb", "traceback", "quiet", "json")  # options that no verb sees
 RESUMABLE = ("pretrain", "finetune", "distill")  # the others keep what is finished, or take minutes
 EPILOG = """\
 A recipe is one YAML file = one run; section.key=value changes it for this run, for example
@@ -72,6 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--opset", type=int, metavar="N", help="ONNX opset, 18 or later; default: the exporter's")
     for command in verbs.choices.values():
         command.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
+        told = command.add_mutually_exclusive_group()
+        told.add_argument(
+            "--quiet", action="store_true", help="print where the results are, and errors, but no progress"
+        )
+        told.add_argument(
+            "--json", action="store_true", help="print the results as one line of JSON, all else to stderr"
+        )
     return parser
 
 
@@ -145,12 +156,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
     else:
         options.overrides += overrides
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s")
     for noisy in ("httpx", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        with sigterm_raises():
-            _run(options)
+        with sigterm_raises(), _told(options):
+            place = _run(options)
+        _tell(options, place)
     except KeyboardInterrupt as interruption:
         number = getattr(interruption, "number", signal.SIGINT)
         if os.environ.get("RANK", "0") == "0":
@@ -170,18 +182,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> None:
+@contextlib.contextmanager
+def _told(options: argparse.Namespace) -> Iterator[None]:
+    """Send what is printed meanwhile, also by child processes, to stderr (--json) or nowhere (--quiet)."""
+    if not (options.quiet or options.json):
+        yield
+        return
+    before = {number: os.dup(number) for number in (1, 2)}
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.ExitStack() as python:
+        sys.stdout.flush()
+        if options.quiet:  # progress bars write to stderr; errors are printed after this
+            os.dup2(nowhere.fileno(), 2)
+            python.enter_context(contextlib.redirect_stderr(nowhere))
+        os.dup2(2, 1)
+        python.enter_context(contextlib.redirect_stdout(sys.stderr))
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            for number, copy in before.items():
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def _tell(options: argparse.Namespace, place: Any) -> None:
+    """The one line of --quiet and --json."""
+    if options.quiet:
+        print(place)
+    elif options.json:
+        results = Path(str(place)) / "results.json"
+        found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {"path": str(place)}
+        print(json.dumps(found))
+
+
+def _run(options: argparse.Namespace) -> Any:
+    """Call the verb; what it returns: where its results are."""
     verb = getattr(importlib.import_module(f".{options.verb}", __package__), options.verb)
     if options.verb == "demo":
-        verb(options.output, force=options.force)
-    elif options.verb == "reproduce":
-        verb(options.scale, options.overrides, run=not options.no_run)
-    elif options.verb in ("convert", "export"):
+        return verb(options.output, force=options.force)
+    if options.verb == "reproduce":
+        return verb(options.scale, options.overrides, run=not options.no_run)
+    if options.verb in ("convert", "export"):
         given = {key: value for key, value in vars(options).items() if value is not None}
-        verb(**{key: value for key, value in given.items() if key not in ("verb", "traceback")})
-    else:
-        given = {"resume": options.resume} if options.verb in RESUMABLE else {}
-        verb(options.recipe, options.overrides, **given)
+        return verb(**{key: value for key, value in given.items() if key not in EVERYWHERE})
+    given = {"resume": options.resume} if options.verb in RESUMABLE else {}
+    return verb(options.recipe, options.overrides, **given)
 
 
 def _again(arguments: Sequence[str]) -> str:
