@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--no-run", action="store_true", help="run nothing: report what is there")
     command.add_argument("overrides", nargs="*", metavar="reproduce.key=value")
     _add_convert(verbs)
+    _add_push(verbs)
     for command in verbs.choices.values():
         command.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
     return parser
@@ -110,6 +111,18 @@ def _add_convert(verbs: Any) -> None:
     command.add_argument("--seed", type=int, default=0, help="of the text that is drawn (default: %(default)s)")
 
 
+def _add_push(verbs: Any) -> None:
+    text = "check a finished model's folder and upload it to the Hub"
+    command = verbs.add_parser("push", help=text, description=text + ", in one commit.")
+    command.add_argument(
+        "folder", metavar="FOLDER", help="what a run or save_pretrained left: weights, tokenizer, card"
+    )
+    command.add_argument("repository", metavar="USER/NAME", help="created if it is not there")
+    command.add_argument("--private", action="store_true", help="create it as a private repository")
+    command.add_argument("--revision", metavar="R", help="a branch, created if it is not there; default: main")
+    command.add_argument("--dry-run", action="store_true", help="check and list the files, send nothing")
+
+
 def _lengths(text: str) -> int | list[int]:
     """`128`, or `256,128,64`: one K for each layer."""
     try:
@@ -138,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verb(options.output, force=options.force)
         elif options.verb == "reproduce":
             verb(options.scale, options.overrides, run=not options.no_run)
-        elif options.verb == "convert":
+        elif options.verb in ("convert", "push"):
             given = {key: value for key, value in vars(options).items() if value is not None}
             verb(**{key: value for key, value in given.items() if key not in ("verb", "traceback")})
         else:
