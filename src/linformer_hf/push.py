@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_relative_imports
 from yaml import YAMLError
 
 from . import results
@@ -151,11 +151,13 @@ def _config_and_code(folder: Path, present: dict[str, Path]) -> set[str]:
     again = "load it with linformer_hf imported and save it again with model.save_pretrained."
     if missing:
         raise PushError(f"{folder}/{CONFIG_FILE} has no auto_map for {', '.join(missing)}; {again}")
-    modules = sorted({f"{str(target).partition('.')[0]}.py" for target in auto_map.values()})
+    modules = list({f"{str(target).partition('.')[0]}.py" for target in auto_map.values()})
     names = {CONFIG_FILE, *modules}
-    for module in modules:
-        if module in present:
-            names |= {Path(file).name for file in get_relative_import_files(present[module])}
+    while modules:
+        if (module := modules.pop()) in present:
+            imported = {f"{name}.py" for name in get_relative_imports(present[module])} - names
+            names |= imported
+            modules += imported
     missing = sorted(names - present.keys())
     if missing:
         raise PushError(f"{folder} lacks {', '.join(missing)}, without which nobody can load the model; {again}")
@@ -164,6 +166,11 @@ def _config_and_code(folder: Path, present: dict[str, Path]) -> set[str]:
 
 def _weights(folder: Path, present: dict[str, Path]) -> set[str]:
     """The weights' file, or the shards and their index; every one is opened."""
+    if WEIGHTS_FILE in present and INDEX_FILE in present:  # save_pretrained does not delete the other kind
+        raise PushError(
+            f"{folder} has weights twice, in {WEIGHTS_FILE} and in the shards of {INDEX_FILE}, and from_pretrained "
+            "reads the former. Delete those that are out of date."
+        )
     if WEIGHTS_FILE in present:
         names = {WEIGHTS_FILE}
     elif INDEX_FILE in present:
