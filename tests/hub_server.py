@@ -7,17 +7,22 @@ The client is the real one; only the other end stands here. Two host names reach
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
 
+SOURCE = Path(__file__).parents[1] / "src"
 LARGE = re.compile(r".*\.(safetensors|png|parquet|bin)")
 REPOSITORY = r"(?P<id>[\w.-]+/[\w.-]+)"
 KIND = r"(?P<kind>models|datasets)"
@@ -100,10 +105,14 @@ class Hub:
         repository = self.repositories[kind, name] = Repository(private)
         repository.commit("main", {".gitattributes": Blob(b"*.safetensors filter=lfs\n", False)})
         if files:
-            blobs = {path: Blob(data, bool(LARGE.fullmatch(path))) for path, data in files.items()}
-            self.stored |= {blob.oid: blob.data for blob in blobs.values() if blob.large}
-            repository.commit("main", blobs)
+            repository.commit("main", self.keep(files))
         return repository
+
+    def keep(self, files: dict[str, bytes]) -> dict[str, Blob]:
+        """Contents for a commit, as if they had been uploaded."""
+        blobs = {path: Blob(data, bool(LARGE.fullmatch(path))) for path, data in files.items()}
+        self.stored |= {blob.oid: blob.data for blob in blobs.values() if blob.large}
+        return blobs
 
     def files(self, name: str, branch: str = "main") -> dict[str, bytes]:
         repository = self.repositories["models", name]
@@ -385,3 +394,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send(b"", 416, {"Content-Range": f"bytes */{len(data)}"})
             return
         self.send(data[first : last + 1], 206, headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+
+
+def run_python(code: str, *arguments: str, hub: Hub, home: Path, package: bool, **environment: str):
+    """Python in a process of its own, with caches in `home` and, if `package`, this package on its path."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "HUGGING"))}
+    kept |= {"HF_HOME": str(home), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", **environment} | ({"PYTHONPATH": str(SOURCE)} if package else {})
+    command = [sys.executable, *([] if package else ["-I"]), "-c", code, *arguments]
+    home.mkdir(exist_ok=True)
+    return subprocess.run(command, cwd=home, env=kept, capture_output=True, text=True, timeout=120, check=False)

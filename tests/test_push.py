@@ -3,11 +3,8 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,14 +15,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import linformer_hf
-from hub_server import Hub
+from hub_server import Hub, run_python
 from linformer_hf import cli
 from linformer_hf.convert import convert
 from linformer_hf.push import PushError, push, read_folder
 
 
 TOKEN, OTHERS_TOKEN, WRONG_TOKEN = ("hf_" + letter * 34 for letter in "wox")
-SOURCE = Path(linformer_hf.__file__).parents[1]
 
 # Argv: a JSON list of [repository, revision], the folder for what they give, and whether this package may be imported.
 LOAD = """
@@ -86,16 +82,6 @@ def hub():
         yield server
 
 
-def run(code: str, *arguments: str, hub: Hub, home: Path, package: bool, **environment: str):
-    """Python in a process of its own, with caches in `home`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "HUGGING"))}
-    kept |= {"HF_HOME": str(home), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", **environment} | ({"PYTHONPATH": str(SOURCE)} if package else {})
-    command = [sys.executable, *([] if package else ["-I"]), "-c", code, *arguments]
-    home.mkdir(exist_ok=True)
-    return subprocess.run(command, cwd=home, env=kept, capture_output=True, text=True, timeout=120, check=False)
-
-
 @pytest.fixture(scope="module")
 def model_folder(tiny_source, tmp_path_factory) -> Path:
     """What `linformer-hf convert` leaves."""
@@ -151,7 +137,7 @@ def load(pushed, package: bool, home: str, **environment: str):
     server, place, outputs = pushed
     jobs = json.dumps([["jane/model", revision] for revision in outputs])
     arguments = [jobs, str(place), "installed" if package else "blocked"]
-    return run(LOAD, *arguments, hub=server, home=place / home, package=package, **environment)
+    return run_python(LOAD, *arguments, hub=server, home=place / home, package=package, **environment)
 
 
 def check_outputs(pushed) -> None:
@@ -206,7 +192,7 @@ def test_an_empty_cache_without_a_network_is_one_error(pushed):
     (home / "rows.csv").write_text("text,label\n" + "".join(f"river {i},{'ab'[i % 2]}\n" for i in range(40)))
     (home / "recipe.yaml").write_text(RECIPE)
     code = "import sys; from linformer_hf.cli import main; sys.exit(main(['finetune', 'recipe.yaml']))"
-    ran = run(code, hub=server, home=home, package=True, HF_HUB_OFFLINE="1")
+    ran = run_python(code, hub=server, home=home, package=True, HF_HUB_OFFLINE="1")
     assert ran.returncode == 2
     (error,) = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
     assert "'jane/model'" in error
@@ -497,7 +483,7 @@ trainer.push_to_hub()  # what Trainer sends while it trains has no code and no c
 
 
 def test_push_to_hub_and_trainer_reach_the_hub(hub, model_folder, tmp_path):
-    ran = run(TRAIN, str(model_folder), hub=hub, home=tmp_path / "home", package=True, HF_TOKEN=TOKEN)
+    ran = run_python(TRAIN, str(model_folder), hub=hub, home=tmp_path / "home", package=True, HF_TOKEN=TOKEN)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert TOKEN not in ran.stdout + ran.stderr
     code = {"configuration_linformer.py", "modeling_linformer.py", "projection_linformer.py"}
