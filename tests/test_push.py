@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -200,7 +201,8 @@ def test_an_empty_cache_without_a_network_is_one_error(pushed):
     assert not (home / "out").exists()
 
 
-def test_a_push_says_what_it_sends_and_where_it_is(hub, folder, capfd):
+def test_a_push_says_what_it_sends_and_where_it_is(hub, folder, capfd, caplog):
+    caplog.set_level(logging.INFO)
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10" / "optimizer.pt").write_bytes(b"x")
     (folder / "stage-1").mkdir()
@@ -208,6 +210,7 @@ def test_a_push_says_what_it_sends_and_where_it_is(hub, folder, capfd):
     (folder / "train.csv").write_text("text,label\n")
     assert cli.main(["push", str(folder), "jane/model"]) == 0
     printed = capfd.readouterr().out
+    assert "HTTP Request" not in caplog.text
     sha = hub.repositories["models", "jane/model"].branches["main"]
     assert printed.splitlines()[-1].endswith(f"{hub.endpoint}/jane/model at commit {sha}")
     assert "Left out: checkpoint-10/, stage-1/, train.csv, training_args.bin" in printed

@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         options.overrides += overrides
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "datasets", "matplotlib"):
+    for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):  # httpx2 is what huggingface_hub 2 uses
         logging.getLogger(noisy).setLevel(logging.WARNING)
     verb = getattr(importlib.import_module(f".{options.verb}", __package__), options.verb)
     try:
