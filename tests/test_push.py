@@ -283,7 +283,7 @@ def test_an_upload_that_breaks_off_changes_nothing_and_goes_on_where_it_was(hub,
     assert cli.main(["push", str(folder), "jane/model"]) == 2
     printed = capfd.readouterr()
     (error,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    for words in ("jane/model", hub.endpoint, "Nothing was committed", "run the same command again"):
+    for words in ("jane/model", hub.endpoint, "The branch is as it was", "run the same command again"):
         assert words in error
     assert hub.repositories["models", "jane/model"].branches["main"] == before
     assert set(hub.stored) == {picture}
@@ -369,6 +369,17 @@ def test_no_network(folder, capfd):
         error = error_of(capfd, str(folder), "jane/model")
     assert server.endpoint in error
     assert "Check the network" in error
+
+
+@pytest.mark.parametrize("kind", [OSError, PermissionError, RuntimeError])
+def test_errors_of_the_other_way_to_upload(hub, folder, capfd, monkeypatch, kind):
+    def fail(*_, **__):
+        raise kind("Network error: xet")  # hf_xet's own errors are such; the server here speaks the older protocol
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", fail)
+    error = error_of(capfd, str(folder), "jane/model")
+    assert "(Network error: xet)" in error
+    assert "run the same command again" in error
 
 
 def test_offline_mode(hub, folder, capfd, monkeypatch):

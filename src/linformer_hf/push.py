@@ -280,7 +280,7 @@ def _explained(endpoint: str, repository: str, revision: str | None) -> Iterator
         raise ConnectionError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it.") from error
     except HfHubHTTPError as error:
         raise _answer(error, repository, revision) from error
-    except HTTPError as error:
+    except (HTTPError, OSError) as error:  # OSError: hf_xet has errors of its own
         raise ConnectionError(_broken_off(endpoint, repository, error)) from error
     except RuntimeError as error:  # what a file's upload ends with, whatever the reason
         cause = error.__cause__ or error
@@ -292,8 +292,9 @@ def _explained(endpoint: str, repository: str, revision: str | None) -> Iterator
 def _broken_off(endpoint: str, repository: str, error: BaseException) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     return (
-        f"no upload to {repository}, since the connection to {endpoint} failed ({reason}). Nothing was committed. "
-        "Check the network and run the same command again: files that have arrived are not sent twice."
+        f"the push to {repository} broke off, since the connection to {endpoint} failed ({reason}). The branch is as "
+        "it was or, if only the last answer got lost, has the whole commit. Check the network and run the same command "
+        "again: files that have arrived are not sent twice."
     )
 
 
@@ -316,6 +317,6 @@ def _answer(error: HfHubHTTPError, repository: str, revision: str | None) -> Exc
             f"the Hub has no repository {what}, or the access token may not see it (HTTP 404: {said}). Check the name."
         )
     return ConnectionError(
-        f"the Hub answered with HTTP {status} ({said}), so nothing was committed to {repository}. What it complains "
-        "about must be put right, or the same command run again later."
+        f"the Hub answered the push to {repository} with HTTP {status} ({said}). If it names a fault, put it right; "
+        "else run the same command again later: files that have arrived are not sent twice."
     )
