@@ -88,6 +88,20 @@ def test_convert_passes_what_is_given_and_leaves_the_rest_to_its_defaults(calls,
     assert calls == [("convert", (), expected)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ([], {}),
+        (["--private", "--dry-run"], {"private": True, "dry_run": True}),
+        (["--revision", "v2", "--traceback"], {"revision": "v2"}),
+    ],
+)
+def test_push_passes_its_options(calls, arguments, given):
+    assert cli.main(["push", "folder", "jane/model", *arguments]) == 0
+    expected = {"folder": "folder", "repository": "jane/model", "private": False, "dry_run": False} | given
+    assert calls == [("push", (), expected)]
+
+
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError, FileExistsError, ConnectionError])
 def test_what_the_user_can_put_right_is_one_line_and_status_2(calls, capsys, error):
     calls.error = error("no files at 'x';\n  give a file.")
@@ -136,6 +150,8 @@ def test_a_fault_of_the_program_is_not_hidden(calls, error):
         (["convert", "bert", "out", "--projected-length", "x"], "'x' is neither a number nor numbers"),
         (["convert", "bert", "out", "--projection-type", "magic"], "magic"),
         (["distill"], "RECIPE.yaml"),
+        (["push", "folder"], "USER/NAME"),
+        (["push", "folder", "jane/model", "--token", "x"], "--token"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(calls, capsys, arguments, words):
@@ -176,6 +192,7 @@ def test_errors_of_a_real_verb_arrive(capsys, tmp_path):
         ("reproduce", ["--scale {quick,cpu,paper}", "--no-run", "reproduce.key=value", "--traceback"]),
         ("demo", ["--output FOLDER", "runs/demo", "--force", "--traceback"]),
         ("convert", ["SOURCE OUTPUT", "--projected-length K", "--max-length N", "--calibrate CORPUS", "--traceback"]),
+        ("push", ["FOLDER USER/NAME", "--private", "--revision R", "--dry-run", "--traceback"]),
     ],
 )
 def test_help_of_a_verb_names_its_arguments_and_imports_no_verb(calls, capsys, monkeypatch, verb, named):
@@ -191,7 +208,7 @@ def test_help_of_a_verb_names_its_arguments_and_imports_no_verb(calls, capsys, m
 
 def test_every_verb_is_a_function_of_its_module():
     text = cli.build_parser().format_help()
-    for verb in (*cli.RECIPE_VERBS, "demo", "convert", "reproduce"):
+    for verb in (*cli.RECIPE_VERBS, "demo", "convert", "reproduce", "push"):
         assert re.search(rf"\n    {verb}\s", text)
         module = __import__(f"linformer_hf.{verb}", fromlist=[verb])
         assert callable(getattr(module, verb))
@@ -201,7 +218,7 @@ def test_python_m_lists_the_verbs():
     command = [sys.executable, "-X", "importtime", "-m", "linformer_hf", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    verbs = (*cli.RECIPE_VERBS, "demo", "convert", "reproduce")
+    verbs = (*cli.RECIPE_VERBS, "demo", "convert", "reproduce", "push")
     for verb in verbs:
         assert re.search(rf"\n    {verb}\s", ran.stdout)
     imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}

@@ -271,6 +271,25 @@ def test_the_real_sections_refuse_in_their_own_words(load):
     assert message.startswith("data.sources[0].kind must be one of hub, files, demo, got the text 'file'.")
 
 
+def test_an_access_token_is_not_taken_into_a_folder_that_may_be_published(load):
+    sections = {"training": TrainingArguments}
+    token = "hf_" + "x" * 34
+    message = refused(load, f"training: {{hub_token: {token}}}", sections=sections)
+    assert message.startswith(
+        "training.hub_token would be written into recipe.json and results.json; run `hf auth login`"
+    )
+    assert token not in message
+    assert refused(load, "", f"training.hub_token={token}", sections=sections) == message
+
+
+def test_a_run_is_pushed_when_it_is_finished(load):
+    sections = {"training": TrainingArguments}
+    message = refused(load, "training: {push_to_hub: true}", sections=sections)
+    assert message.startswith("training.push_to_hub would send the folder before results and model card are in it")
+    assert "`linformer-hf push FOLDER USER/NAME`" in message
+    load("training: {push_to_hub: false, hub_token: null}", sections=sections)
+
+
 def test_real_types_of_training_arguments_are_known():
     fields = fields_of(TrainingArguments)
     check_type(2e-5, fields["learning_rate"], "training.learning_rate")

@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--format", default="onnx", metavar="FORMAT", help="onnx (default: %(default)s)")
     command.add_argument("--output", metavar="FILE", help="default: FOLDER/model.onnx")
     command.add_argument("--opset", type=int, metavar="N", help="ONNX opset, 18 or later; default: the exporter's")
+    _add_push(verbs)
     for command in verbs.choices.values():
         command.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
         told = command.add_mutually_exclusive_group()
@@ -132,6 +133,18 @@ def _add_convert(verbs: Any) -> None:
     command.add_argument("--seed", type=int, default=0, help="of the text that is drawn (default: %(default)s)")
 
 
+def _add_push(verbs: Any) -> None:
+    text = "check a finished model's folder and upload it to the Hub"
+    command = verbs.add_parser("push", help=text, description=text + ", in one commit.")
+    command.add_argument(
+        "folder", metavar="FOLDER", help="what a run or save_pretrained left: weights, tokenizer, card"
+    )
+    command.add_argument("repository", metavar="USER/NAME", help="created if it is not there")
+    command.add_argument("--private", action="store_true", help="create it as a private repository")
+    command.add_argument("--revision", metavar="R", help="a branch, created if it is not there; default: main")
+    command.add_argument("--dry-run", action="store_true", help="check and list the files, send nothing")
+
+
 def _lengths(text: str) -> int | list[int]:
     """`128`, or `256,128,64`: one K for each layer."""
     try:
@@ -157,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         options.overrides += overrides
     logging.basicConfig(level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "datasets", "matplotlib"):
+    for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):  # httpx2 is what huggingface_hub 2 uses
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         with sigterm_raises(), _told(options):
@@ -222,7 +235,7 @@ def _run(options: argparse.Namespace) -> Any:
         return verb(options.output, force=options.force)
     if options.verb == "reproduce":
         return verb(options.scale, options.overrides, run=not options.no_run)
-    if options.verb in ("convert", "export"):
+    if options.verb in ("convert", "export", "push"):
         given = {key: value for key, value in vars(options).items() if value is not None}
         return verb(**{key: value for key, value in given.items() if key not in EVERYWHERE})
     given = {"resume": options.resume} if options.verb in RESUMABLE else {}

@@ -23,6 +23,14 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 
+# Fields of TrainingArguments that a run's folder cannot keep its promises with.
+_REFUSED = {
+    "hub_token": "would be written into recipe.json and results.json; run `hf auth login`, or set HF_TOKEN, instead",
+    "push_to_hub": "would send the folder before results and model card are in it; run `linformer-hf push FOLDER "
+    "USER/NAME` when the run is finished",
+}
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be run as it is written."""
 
@@ -203,6 +211,8 @@ def _check_dataclass(value: Any, cls: type, where: str) -> None:
     for key, item in value.items():
         if key not in fields:
             raise RecipeError(f"unknown key {f'{where}.{key}'!r}. {_nearest(str(key), fields)}")
+        if key in _REFUSED and item not in (None, False):
+            raise RecipeError(f"{where}.{key} {_REFUSED[key]}.")
         check_type(item, fields[key], f"{where}.{key}")
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
