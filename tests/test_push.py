@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -506,3 +506,28 @@ def test_push_to_hub_and_trainer_reach_the_hub(hub, model_folder, tmp_path):
     assert hub.files("jane/by-hand")["model.safetensors"] == (model_folder / "model.safetensors").read_bytes()
     assert hub.repositories["models", "jane/by-hand"].private
     assert hub.files("jane/by-trainer")["model.safetensors"] != hub.files("jane/by-hand")["model.safetensors"]
+
+
+COMMANDS = """
+import sys
+from linformer_hf.cli import main
+
+sys.exit(main(["convert", "acme/bert", "out", "--projected-length", "12"]) or main(["push", "out", "jane/short"]))
+"""
+
+
+def test_from_a_name_on_the_hub_to_a_name_on_the_hub_with_a_login(hub, tiny_source, tmp_path):
+    bert = tiny_source("BertForMaskedLM")
+    hub.create("acme/bert", {path.name: path.read_bytes() for path in bert.iterdir()})
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "token").write_text(TOKEN)  # where `hf auth login` leaves it
+    ran = run_python(COMMANDS, hub=hub, home=home, package=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert TOKEN not in ran.stdout + ran.stderr
+    files = hub.files("jane/short")
+    assert ModelCard(files["README.md"].decode()).data.base_model == "acme/bert"
+    assert json.loads(files["results.json"])["source"] == "acme/bert"
+    sha = hub.repositories["models", "jane/short"].branches["main"]
+    assert ran.stdout.splitlines()[-1].endswith(f"{hub.endpoint}/jane/short at commit {sha}")
+    assert not [path for path in (home / "out").iterdir() if TOKEN.encode() in path.read_bytes()]
