@@ -220,7 +220,7 @@ def _told(options: argparse.Namespace) -> Iterator[None]:
 
 def _tell(options: argparse.Namespace, place: Any) -> None:
     """The one line of --quiet and --json."""
-    if options.quiet:
+    if options.quiet and place is not None:
         print(place)
     elif options.json:
         results = Path(str(place)) / "results.json"

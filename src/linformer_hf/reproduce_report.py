@@ -107,7 +107,7 @@ def markdown(
     blocks = [
         f"# The paper, measured: {page['scale']}",
         "Linformer: Self-Attention with Linear Complexity (Wang et al. 2020, arXiv 2006.04768), claim by claim: "
-        f"{'; '.join(f'{count} {verdict}' for verdict, count in counts.items())}.",
+        f"{'; '.join(f'{verdict}: {count}' for verdict, count in counts.items())}.",
         f"{page['device_name']}, {page['threads']} threads; torch {versions['torch']}, transformers "
         f"{versions['transformers']}, linformer_hf {versions['linformer_hf']}, revision "
         f"{(page['revision'] or 'unknown')[:12]}; {page['date'][:10]}. To make it again: "
