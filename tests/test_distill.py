@@ -242,10 +242,11 @@ def test_task_heads(head, tiny_source, texts, tmp_path):
     rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout": 0.4}
     source = tiny_source(f"Bert{head}", **rates)
     student = convert(str(source), tmp_path / "student", projected_length=12, length_correction=True)
-    folder = distill(write_recipe((source, student), texts, tmp_path))
+    # Which rows are validated on hangs on the folder's name, so a few steps are not enough for every draw.
+    folder = distill(write_recipe((source, student), texts, tmp_path), ["training.max_steps=48"])
     found = json.loads((folder / "results.json").read_text())
     losses = [row["eval_loss"] for row in found["history"] if "eval_loss" in row]
-    assert losses[-1] < 0.97 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     config = json.loads((folder / "config.json").read_text())
     assert {name: config[name] for name in rates} == rates
     assert config["architectures"] == [f"Linformer{head}"]
