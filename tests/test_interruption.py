@@ -19,7 +19,7 @@ from transformers.trainer_callback import DefaultFlowCallback, TrainerState
 from linformer_hf import cli
 from linformer_hf.data import corpus
 from linformer_hf.results import last_whole_checkpoint
-from test_runs import MODEL, TRAINING, error_line, results_of, tree, write_recipe
+from test_runs import MODEL, TRAINING, error_line, results_of, tiny_data, tree, write_recipe
 
 
 STEPS = 40
@@ -36,15 +36,9 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(texts, place) -> str:
     """40 steps in two to three epochs, a checkpoint every third, with dropout: random numbers must go on too."""
-    data = {
-        "sources": [{"kind": "files", "path": str(texts)}],
-        "vocab_size": 200,
-        "validation_fraction": 0.2,
-        "cache_dir": str(place / "cache"),
-    }
     every = {"save_steps": 3, "eval_steps": 10, "logging_steps": 1, "per_device_train_batch_size": 7}
     training = {**TRAINING, **every, "max_steps": STEPS, "save_total_limit": 2}
-    return write_recipe(place / "r.yaml", model=MODEL, data=data, training=training)
+    return write_recipe(place / "r.yaml", model=MODEL, data=tiny_data(texts, place), training=training)
 
 
 @pytest.fixture(scope="module")

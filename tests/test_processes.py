@@ -17,7 +17,7 @@ from linformer_hf import cli
 from linformer_hf.data.corpus import prepare
 from linformer_hf.pretrain import read_recipe
 from linformer_hf.results import last_whole_checkpoint
-from test_runs import MODEL, TRAINING, results_of, tree, write_recipe
+from test_runs import MODEL, TRAINING, results_of, tiny_data, tree, write_recipe
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -52,15 +52,9 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(texts, place) -> str:
     """Without dropout, whose random numbers differ between processes; 8 rows a step in one process."""
-    data = {
-        "sources": [{"kind": "files", "path": str(texts)}],
-        "vocab_size": 200,
-        "validation_fraction": 0.2,
-        "cache_dir": str(place / "cache"),
-    }
     model = {**MODEL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     training = {**TRAINING, "max_steps": 12, "per_device_train_batch_size": 8, "logging_steps": 1}
-    return write_recipe(place / "r.yaml", model=model, data=data, training=training)
+    return write_recipe(place / "r.yaml", model=model, data=tiny_data(texts, place), training=training)
 
 
 HALF = "training.per_device_train_batch_size=4"

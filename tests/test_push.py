@@ -20,21 +20,19 @@ from hub_server import Hub, run_python
 from linformer_hf import cli
 from linformer_hf.convert import convert
 from linformer_hf.push import PushError, push, read_folder
+from test_remote_code import BLOCKER
 
 
 TOKEN, OTHERS_TOKEN, WRONG_TOKEN = ("hf_" + letter * 34 for letter in "wox")
 
 # Argv: a JSON list of [repository, revision], the folder for what they give, and whether this package may be imported.
-LOAD = """
+LOAD = (
+    BLOCKER
+    + """
 import json, sys
 from pathlib import Path
 
 if sys.argv[3] == "blocked":
-    class Blocker:  # also where the package is installed: a path hook of an editable install would find it otherwise
-        @staticmethod
-        def find_spec(name, path=None, target=None):
-            if name.partition(".")[0] == "linformer_hf":
-                raise ModuleNotFoundError(f"{name} is blocked", name=name)
     sys.meta_path.insert(0, Blocker)
     options = {"trust_remote_code": True}
 else:
@@ -58,6 +56,7 @@ for number, (name, revision) in enumerate(json.loads(sys.argv[1])):
     save_file({key: value.contiguous() for key, value in outputs.items()}, folder / f"{number}.safetensors")
 print(type(model).__module__)
 """
+)
 
 
 @contextlib.contextmanager

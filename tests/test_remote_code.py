@@ -28,18 +28,24 @@ OPTIONS = {
     "LinformerForMultipleChoice": {"projection_type": "max_pool"},
 }
 
-# Runs in a process of its own: argv is the saved models' folder and AUTO_CLASSES; writes report.json.
-CHILD = """
-import importlib.util, json, sys
-from pathlib import Path
-
-class Blocker:  # also where the package is installed: a path hook of an editable install would find it otherwise
+# Also where the package is installed: a path hook of an editable install would find it otherwise.
+BLOCKER = """
+class Blocker:
     @staticmethod
     def find_spec(name, path=None, target=None):
         if name.partition(".")[0] == "linformer_hf":
             raise ModuleNotFoundError(f"{name} is blocked", name=name)
+"""
 
+# Runs in a process of its own: argv is the saved models' folder and AUTO_CLASSES; writes report.json.
+CHILD = (
+    f"""
+import importlib.util, json, sys
+from pathlib import Path
+{BLOCKER}
 sys.meta_path.insert(0, Blocker)
+"""
+    + """
 try:
     import linformer_hf
 except ModuleNotFoundError as error:
@@ -79,6 +85,7 @@ for auto in json.loads(sys.argv[2]).values():
 report["imported"] = sorted(name for name in sys.modules if name.partition(".")[0] == "linformer_hf")
 (folder / "report.json").write_text(json.dumps(report))  # stdout also has the question whether to trust the code
 """
+)
 
 
 def inputs_of(name: str) -> dict[str, torch.Tensor]:

@@ -53,6 +53,13 @@ def write_recipe(path: Path, **sections) -> str:
     return str(path)
 
 
+def tiny_data(texts: Path, place: Path, **more) -> dict:
+    """Section `data`: the tests' texts, prepared in a cache of the test file's own."""
+    sources = [{"kind": "files", "path": str(texts)}]
+    cache = str(place / "cache")
+    return {"sources": sources, "vocab_size": 200, "validation_fraction": 0.2, "cache_dir": cache, **more}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("runs")
@@ -61,13 +68,7 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pretraining(texts, place) -> str:
     """A recipe: 6 steps on rows of 16, then 12 on rows of 32; its output_dir is for the test to name."""
-    data = {
-        "sources": [{"kind": "files", "path": str(texts)}],
-        "vocab_size": 200,
-        "validation_fraction": 0.2,
-        "cache_dir": str(place / "cache"),
-        "seed": 3,
-    }
+    data = tiny_data(texts, place, seed=3)
     stages = [{"sequence_length": 16, "training": {"max_steps": 6}}]
     return write_recipe(
         place / "pretrain.yaml", model=MODEL, data=data, training={**TRAINING, "max_steps": 12}, stages=stages

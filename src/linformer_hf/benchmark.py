@@ -4,8 +4,7 @@ A recipe has one section, `benchmark` (Benchmark). Times are taken in one proces
 allocator setting, all encoders interleaved in random order; memory is the allocator's peak above model and input, each
 case in a process of its own. Ours is compared with its plain path first (eager attention, no shortcut), outputs and, in
 training, gradients (both without dropout): no ratio is given for a case that fails, and none is taken from contended
-samples where enough
-others are there.
+samples where enough others are there.
 """
 
 import json

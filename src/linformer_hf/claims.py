@@ -17,6 +17,7 @@ from typing import Any
 
 from .benchmark_report import BASELINE, LONG, exponent, ratios, setting, split_k
 from .paper import TABLE_3
+from .results import test_metric
 
 
 HOLDS, FAILS, UNSEEN = "holds", "does not hold", "cannot be seen at this scale"
@@ -313,8 +314,7 @@ def _accuracy(runs: dict[str, Any]) -> dict[str, float] | None:
         return None
     found = {}
     for seed, run in runs["seeds"].items():
-        metric = next(key for key in run["metrics"] if key.startswith("test_") and key != "test_rows")
-        found[seed] = run["metrics"][metric]
+        found[seed] = run["metrics"][test_metric(run["metrics"])]
     return found
 
 

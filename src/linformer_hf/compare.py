@@ -177,7 +177,7 @@ def accuracies(runs: dict[str, Any]) -> tuple[str, list[float]] | None:
     cells = list(runs["seeds"].values())
     if any("failed" in cell for cell in cells):
         return None
-    name = next(key for key in cells[0]["metrics"] if key.startswith("test_") and key != "test_rows")
+    name = results.test_metric(cells[0]["metrics"])
     return name, [cell["metrics"][name] for cell in cells]
 
 
@@ -190,7 +190,7 @@ def render(tasks: dict[str, dict[str, Any]], first: str) -> str:
         if not done:
             blocks.append(f"**{task}**: every run failed.")
             continue
-        metric = next(key for key in done[0]["metrics"] if key.startswith("test_") and key != "test_rows")
+        metric = results.test_metric(done[0]["metrics"])
         reference = found[first]
         rows: list[list[Any]] = []
         for name, runs in checkpoints.items():

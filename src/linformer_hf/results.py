@@ -292,6 +292,11 @@ def loss_of(perplexity: float) -> float:
     return math.log(perplexity)
 
 
+def test_metric(metrics: Mapping[str, Any]) -> str:
+    """The name of what a fine-tuned model is judged by on the test rows."""
+    return next(key for key in metrics if key.startswith("test_") and key != "test_rows")
+
+
 def format_number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

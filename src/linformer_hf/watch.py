@@ -78,10 +78,10 @@ class Watch(TrainerCallback):
 
     def _agreed(self, args: Any) -> bool:
         """Whether any process has had a signal: all must stop at the same step, or the others wait for it forever."""
-        number = torch.tensor(self.number, device=args.device)
         if args.world_size > 1:
+            number = torch.tensor(self.number, device=args.device)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-        self.number = int(number)
+            self.number = int(number)
         self.stopping = self.number > 0
         return self.stopping
 
