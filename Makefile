@@ -18,7 +18,7 @@ MINILM := $(CACHE)/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo convert reproduce test quality clean
+.PHONY: help demo convert reproduce test torture quality clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1:\2/p' Makefile | awk -F: '{printf "make %-9s %s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ reproduce: $(INSTALLED) $(MINILM)  ## the paper's figures and tables at a small 
 
 test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
 	$(VENV)/bin/pytest
+
+torture: $(INSTALLED) $(MINILM)  ## the long form of the tests that kill, corrupt and fuzz; figures in runs/torture
+	rm -f runs/torture/figures.jsonl
+	TORTURE=long $(VENV)/bin/pytest -m torture
 
 quality: $(INSTALLED)  ## ruff check, ruff format --check, mypy
 	$(VENV)/bin/ruff check
