@@ -30,7 +30,7 @@ demo: $(INSTALLED)  ## pretrain and fine-tune a small model on this machine
 convert: $(INSTALLED) $(MINILM)  ## turn a real pretrained encoder into a Linformer and report how faithful it is
 	$(VENV)/bin/linformer-hf convert $(MINILM) runs/convert/minilm-512-k128 --projected-length 128 --calibrate demo
 
-reproduce: $(INSTALLED) $(MINILM)  ## the paper's figures and tables at a small scale, with a verdict on every claim (45 minutes)
+reproduce: $(INSTALLED) $(MINILM)  ## the paper's figures and tables at a small scale, with a verdict on every claim (40 minutes)
 	$(VENV)/bin/linformer-hf reproduce --scale quick
 
 test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests

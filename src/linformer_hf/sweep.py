@@ -29,6 +29,7 @@ FULL_ATTENTION = (
     "model.projection_init=null",
 )
 TABLE_FILE, STEPS_FILE, SECONDS_FILE = "table.md", "perplexity-steps.png", "perplexity-seconds.png"
+MARKERS = "osv^DPX*<>pdh"  # so that curves can be told apart without their colours
 KEPT = (
     *("metrics", "steps", "train_seconds", "wall_seconds", "trained_tokens", "tokens_per_second", "parameters"),
     *("peak_memory_mib", "threads", "dtype", "versions", "revision", "device_name"),
@@ -229,7 +230,8 @@ def plot(path: Path, runs: dict[str, dict[str, Any]], x: str, label: str) -> Non
         places = [statistics.mean(row[x] for row in point) for point in points]
         values = [[row["perplexity"] for row in point] for point in points]
         colour = "black" if i == 0 else colormaps["viridis"](i / max(1, len(runs) - 1) * 0.95)
-        axes.plot(places, [statistics.mean(v) for v in values], color=colour, marker="o", markersize=3, label=name)
+        means, marker = [statistics.mean(v) for v in values], MARKERS[i % len(MARKERS)]
+        axes.plot(places, means, color=colour, marker=marker, markersize=5, label=name)
         axes.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15)
     axes.set(xlabel=label, ylabel="validation perplexity", yscale="log")
     axes.grid(alpha=0.3, which="both")
