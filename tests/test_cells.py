@@ -1,6 +1,9 @@
 """Runs as cells of a table: several at a time, their logs, failures, and an end on Ctrl-C."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
 
@@ -17,14 +20,13 @@ def recipe(path, overrides=()):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Runs are not started but noted: (folder, arguments of Children.call)."""
+    """Runs are not started but noted: (folder, command, options of Children.call or number of threads)."""
     calls = []
 
     def run(children, command, **options):
         folder = command[-1].removeprefix("training.output_dir=")
         calls.append((folder, command, options))
         if "fail" in folder:
-            options["stdout"].write(b"much\nerror: no such thing\n")
             return 1
         path = cells.Path(folder)
         path.mkdir(parents=True)
@@ -32,7 +34,16 @@ def started(monkeypatch):
         (path / "results.json").write_text(json.dumps(content))
         return 0
 
+    class Forked:
+        def __init__(self, arguments, log, threads):
+            log.write_bytes(b"much\nerror: no such thing\n")
+            self.code = run(None, arguments, threads=threads)
+
+        def wait(self):
+            return self.code
+
     monkeypatch.setattr(cells.Children, "call", run)
+    monkeypatch.setattr(cells, "Forked", Forked)
     return calls
 
 
@@ -47,9 +58,31 @@ def test_several_at_a_time_share_the_cores_and_write_logs(started, tmp_path, mon
     assert found[0]["n"] == "a"
     assert found[1] is None
     assert found[2]["n"] == "b"
-    assert {options["env"]["OMP_NUM_THREADS"] for _, _, options in started} == {"2"}
+    assert {options["threads"] for _, _, options in started} == {2}
     assert (tmp_path / "fail.log").read_bytes().endswith(b"error: no such thing\n")
     assert f"failed: {tmp_path / 'fail'}: error: no such thing" in capsys.readouterr().err
+
+
+def test_a_forked_run_is_the_command(tmp_path):
+    """Its arguments, its log, its threads, its exit status; and it can be ended."""
+    log = tmp_path / "run.log"
+    forked = cells.Forked(["pretrain", str(tmp_path / "missing.yaml")], log, 1)
+    assert forked.wait() == 2
+    assert log.read_text().startswith("error: ")
+    assert "missing.yaml" in log.read_text()
+    program = tmp_path / "endless.yaml"
+    os.mkfifo(program)  # reading the recipe never ends
+    forked = cells.Forked(["pretrain", str(program)], log, 1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        forked.wait(2)
+    assert forked.poll() is None
+    forked.terminate()
+    assert forked.wait(60) == 128 + signal.SIGTERM
+
+
+def test_several_processes_that_share_the_machine_get_their_threads(started, tmp_path):
+    make(tmp_path / "a", processes=2).run(threads=3)
+    assert started[0][2]["env"]["OMP_NUM_THREADS"] == "3"
 
 
 def test_one_at_a_time_has_the_terminal(started, tmp_path):

@@ -3,8 +3,10 @@
 import concurrent.futures
 import json
 import logging
+import multiprocessing
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from . import results
@@ -21,6 +24,47 @@ from .recipe import Recipe
 
 
 logger = logging.getLogger(__name__)
+
+PACKAGE = __package__ or "linformer_hf"
+
+
+class Forked:
+    """`linformer-hf ARGUMENTS` in a process forked from one that has imported all it needs: that takes 6 s a run.
+
+    Used as subprocess.Popen is.
+    """
+
+    def __init__(self, arguments: Sequence[str], log: Path, threads: int):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([f"{PACKAGE}.{verb}" for verb in ("cli", "finetune", "pretrain")])
+        self.process = context.Process(target=_main, args=(arguments, log, threads))
+        self.process.start()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("linformer-hf", timeout or 0.0)
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+def _main(arguments: Sequence[str], log: Path, threads: int) -> None:
+    """What a forked process does: as `python -m linformer_hf`, told to `log`."""
+    with log.open("wb") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that the run itself starts
+    sys.argv = [PACKAGE, *arguments]
+    runpy.run_module(PACKAGE, run_name="__main__", alter_sys=True)
 
 
 @dataclass
@@ -78,27 +122,31 @@ class Cell:
                 raise ValueError(f"{self.folder} holds something that is no run; choose another output_dir.")
             logger.warning("%s holds an unfinished run: it is begun anew.", self.folder)
             shutil.rmtree(self.folder)
-        # -P: what lies in the current folder must not shadow an installed module.
-        command = [sys.executable, "-P"]
-        if self.processes > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
-        command += ["-m", __package__ or "linformer_hf", self.verb, self.recipe, *self.overrides]
-        command.append(f"training.output_dir={self.folder}")
-        if threads is None:
-            print(f"\n== {self.folder}", flush=True)
-            code = children.call(command)
-        else:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("wb") as log:
-                environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-                code = children.call(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        if code:
+        if self.start(threads, children):
             if threads is not None and not children.ended:
                 tqdm.write(f"failed: {self.folder}: {self.last_words()}", file=sys.stderr)
             return None
         done = self.finished()
         assert done is not None
         return done
+
+    def start(self, threads: int | None, children: Children) -> int:
+        """Run it, done before or not; its exit status."""
+        arguments = [self.verb, self.recipe, *self.overrides, f"training.output_dir={self.folder}"]
+        # -P: what lies in the current folder must not shadow an installed module.
+        command = [sys.executable, "-P"]
+        if self.processes > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
+        command += ["-m", PACKAGE, *arguments]
+        if threads is None:
+            print(f"\n== {self.folder}", flush=True)
+            return children.call(command)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.processes == 1 and "forkserver" in multiprocessing.get_all_start_methods():
+            return children.wait_for(lambda: Forked(arguments, self.log, threads))
+        with self.log.open("wb") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            return children.call(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
     def last_words(self) -> str:
         """The last line of the log."""

@@ -9,7 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 GRACE_SECONDS = 60  # for a child that writes a checkpoint before it ends
@@ -53,11 +53,20 @@ def handlers(handlers: dict[signal.Signals, Callable[[int, Any], None]]) -> Iter
             signal.signal(number, handler)
 
 
+class Child(Protocol):
+    """What is used of subprocess.Popen."""
+
+    def wait(self, timeout: float | None = None) -> int: ...
+    def poll(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
 class Children:
     """Processes that end with this one: a process that is ended by a signal would leave them running."""
 
     def __init__(self) -> None:
-        self.running: set[subprocess.Popen[bytes]] = set()
+        self.running: set[Child] = set()
         self.lock = threading.Lock()
         self.ended = False
 
@@ -67,10 +76,14 @@ class Children:
         Raises:
             Interrupted: `end` has been called; nothing is started.
         """
+        return self.wait_for(lambda: subprocess.Popen(command, **options))
+
+    def wait_for(self, start: Callable[[], Child]) -> int:
+        """Start a process and wait for its end, in any thread; its exit status. Raises as `call` does."""
         with self.lock:
             if self.ended:
                 raise Interrupted(signal.SIGTERM)
-            process = subprocess.Popen(command, **options)
+            process = start()
             self.running.add(process)
         try:
             return process.wait()
@@ -88,7 +101,7 @@ class Children:
         _end(running)
 
 
-def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+def _end(processes: Sequence[Child]) -> None:
     """SIGTERM, then SIGKILL for what still runs after GRACE_SECONDS or at a second Ctrl-C."""
     for process in processes:
         process.terminate()
