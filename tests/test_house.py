@@ -32,6 +32,7 @@ FLOORS = {
     "__init__": 3,
     "interruption": 0,
     "watch": 1,
+    "trackers": 1,
     "results": 3,
     "sources": 3,
     "calibrate": 3,

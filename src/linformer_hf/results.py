@@ -26,6 +26,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 from transformers import Trainer
 
+from . import trackers
 from .interruption import Interrupted
 from .watch import AlreadyTrained, Watch
 
@@ -107,10 +108,12 @@ def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) ->
 
     Raises:
         FileExistsError: the folder holds something and `resume` is False, or it holds a finished run.
-        ValueError: `resume` with another `model` or `data` section than the interrupted run had.
+        ValueError: `resume` with another `model` or `data` section than the interrupted run had; a tracker that is
+            not installed.
     """
     if not output_dir:
         raise ValueError("training.output_dir is missing: name the folder that the run may fill.")
+    trackers.check(recipe.get("training") or {})
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"training.output_dir {folder} is a file; name a folder.")
@@ -379,6 +382,7 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
     trainer.args.logging_nan_inf_filter = filtered
     watch = Watch(trainer, lambda: last_whole_checkpoint(folder), check=not filtered)
     trainer.add_callback(watch)
+    trackers.prepare(trainer)
     with watch.signals(), writing(folder):
         try:
             metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
