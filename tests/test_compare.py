@@ -72,7 +72,7 @@ def test_every_cell_is_a_run_with_its_seed_and_the_chosen_rate(ran):
 
 def test_finished_cells_are_not_run_again_and_unfinished_ones_are(ran, place, monkeypatch):
     called = []
-    monkeypatch.setattr(cells.Children, "call", lambda self, command: called.append(command))
+    monkeypatch.setattr(cells.Children, "call", lambda self, command, env: called.append(command))
     before = (ran / "results.json").read_bytes()
     verb.compare(place / "r.yaml")
     assert not called
@@ -85,7 +85,7 @@ def test_an_unfinished_cell_is_begun_anew(ran, place, monkeypatch):
     (cell / "results.json").unlink()
     (cell / "left over").touch()
 
-    monkeypatch.setattr(cells.Children, "call", lambda self, command: 1)
+    monkeypatch.setattr(cells.Children, "call", lambda self, command, env: 1)
     with pytest.raises(ValueError, match=r"2 cells failed: files, source \(seed 3\), files, source"):
         verb.compare(place / "r.yaml")
     assert not (cell / "left over").exists()

@@ -75,14 +75,14 @@ def test_cells_differ_in_their_overrides_only(ran):
 
 
 def test_finished_cells_are_not_run_again(ran, place, monkeypatch):
-    monkeypatch.setattr(cells.Children, "call", lambda self, command: pytest.fail("a finished cell was run again"))
+    monkeypatch.setattr(cells.Children, "call", lambda self, command, env: pytest.fail("a finished cell was run again"))
     before = (ran / "results.json").read_bytes()
     verb.sweep(place / "r.yaml")
     assert (ran / "results.json").read_bytes() == before
 
 
 def test_a_failed_cell_is_shown_and_named_after_the_others_have_run(ran, place, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cells.Children, "call", lambda self, command: 1)
+    monkeypatch.setattr(cells.Children, "call", lambda self, command, env: 1)
     overrides = ["sweep.seeds=[5, 6]"]
     assert cli.main(["sweep", str(place / "r.yaml"), *overrides]) == 2
     printed = capsys.readouterr()

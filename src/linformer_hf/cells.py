@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import results
-from .interruption import Children, sigterm_raises
+from .interruption import PARENT, Children, sigterm_raises
 from .recipe import Recipe
 
 
@@ -37,7 +37,7 @@ class Forked:
     def __init__(self, arguments: Sequence[str], log: Path, threads: int):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([f"{PACKAGE}.{verb}" for verb in ("cli", "finetune", "pretrain")])
-        self.process = context.Process(target=_main, args=(arguments, log, threads))
+        self.process = context.Process(target=_main, args=(arguments, log, threads, os.getpid()))
         self.process.start()
 
     def wait(self, timeout: float | None = None) -> int:
@@ -56,13 +56,13 @@ class Forked:
         self.process.kill()
 
 
-def _main(arguments: Sequence[str], log: Path, threads: int) -> None:
+def _main(arguments: Sequence[str], log: Path, threads: int, parent: int) -> None:
     """What a forked process does: as `python -m linformer_hf`, told to `log`."""
     with log.open("wb") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that the run itself starts
+    os.environ |= {"OMP_NUM_THREADS": str(threads), PARENT: str(parent)}
     sys.argv = [PACKAGE, *arguments]
     runpy.run_module(PACKAGE, run_name="__main__", alter_sys=True)
 
@@ -138,14 +138,15 @@ class Cell:
         if self.processes > 1:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
         command += ["-m", PACKAGE, *arguments]
+        environment = {**os.environ, PARENT: str(os.getpid())}
         if threads is None:
             print(f"\n== {self.folder}", flush=True)
-            return children.call(command)
+            return children.call(command, env=environment)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.processes == 1 and "forkserver" in multiprocessing.get_all_start_methods():
             return children.wait_for(lambda: Forked(arguments, self.log, threads))
         with self.log.open("wb") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            environment["OMP_NUM_THREADS"] = str(threads)
             return children.call(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
     def last_words(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .interruption import sigterm_raises
+from .interruption import end_with_parent, sigterm_raises
 
 
 RECIPE_VERBS = {
@@ -161,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 with one line `error: ...` for what the user can put right; 130 after Ctrl-C and 143 after
         SIGTERM, with one line that says how to go on.
     """
+    end_with_parent()
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     overrides = [argument for argument in rest if not argument.startswith("-")]  # those behind an option

@@ -4,14 +4,17 @@ A training notes them instead (see `watch`).
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 
+PARENT = "LINFORMER_HF_PARENT"  # in the environment of a run that another one has started: that one's process ID
 GRACE_SECONDS = 60  # for a child that writes a checkpoint before it ends
 
 
@@ -51,6 +54,26 @@ def handlers(handlers: dict[signal.Signals, Callable[[int, Any], None]]) -> Iter
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Kill this process when the one that $LINFORMER_HF_PARENT names is gone.
+
+    After a kill -9 of a sweep its runs would write where the next start of it begins them anew.
+    """
+    if PARENT not in os.environ:
+        return
+    parent = int(os.environ[PARENT])
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(parent, 0)  # sends nothing
+            except OSError:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.2)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Child(Protocol):
