@@ -1,0 +1,208 @@
+"""kill -9 at drawn moments, and the same command again, until the run ends: it ends as if nothing had been.
+
+A run is forked from a process that has imported everything, so that many can be killed in a minute. It kills itself: at
+the n-th change of a file (each one counts: opened for writing, renamed, removed, a folder made), or at a moment that a
+clock gives, and notes first what it was at.
+"""
+
+import collections
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import torture
+from linformer_hf import cells, cli
+from linformer_hf.convert import convert
+from linformer_hf.results import last_whole_checkpoint
+from test_runs import MODEL, TRAINING, results_of, tiny_data, write_recipe
+
+
+TASK = {"task": "files", "train_file": "rows.csv", "test_file": "rows.csv"}
+STEPS, LIMIT_SECONDS = 16, 120
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+WRITING = os.O_WRONLY | os.O_RDWR
+# A function in the stack of the main thread -> what the run is at; the innermost one counts.
+PHASES = {
+    "prepare": "corpus",
+    "load_task": "corpus",
+    "_save_checkpoint": "checkpoint",
+    "evaluate": "evaluation",
+    "training_step": "step",
+    "save_final": "final model",
+    "report": "report",
+}
+
+
+def phase() -> str:
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    while frame is not None:
+        if frame.f_code.co_name in PHASES:
+            return PHASES[frame.f_code.co_name]
+        frame = frame.f_back
+    return "between"
+
+
+def victim(arguments: list[str], change: int | None, seconds: float | None, note: Path, folder: Path) -> None:
+    """Run a command and kill this process at the `change`-th change of a file or after `seconds`."""
+    log = os.open(note.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    out = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    seen = 0
+
+    def die(why: str) -> None:
+        os.write(out, f"{phase()}: {why}".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(event: str, given: tuple) -> None:
+        nonlocal seen
+        if event in CHANGES or (event == "open" and isinstance(given[2], int) and given[2] & WRITING):
+            seen += 1
+            if seen == change:
+                die(f"{event} {given[0]}")
+
+    def clock() -> None:
+        time.sleep(seconds)
+        die(f"after {seconds:.2f} s")
+
+    sys.addaudithook(watch)
+    if seconds is not None:
+        threading.Thread(target=clock, daemon=True).start()
+    status = cli.main(arguments)
+    os.write(out, f"ended: {seen} changes".encode())
+    sys.stdout.flush()
+    os._exit(status)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kills")
+
+
+@pytest.fixture(scope="module")
+def recipes(texts, tiny_source, place) -> dict[str, list[str]]:
+    """Command by name of what is run; the folder that it fills is added."""
+    every = {"save_steps": 3, "eval_steps": 5, "logging_steps": 1, "save_total_limit": 2, "max_steps": STEPS}
+    training = {**TRAINING, **every, "per_device_train_batch_size": 7, "learning_rate": 0.001}
+    source = tiny_source()
+    # Each run prepares a corpus of its own, with one tokenizer: one of its own could have other ids.
+    data = {key: value for key, value in tiny_data(texts, place).items() if key not in ("cache_dir", "vocab_size")}
+    data["tokenizer"] = str(source)
+    pretrain = write_recipe(place / "pretrain.yaml", model=MODEL, data=data, training=training)
+    sources = [{"kind": "files", "path": f"{texts}/{half}*.txt"} for half in "01"]
+    streams = {"sources": sources, "streaming": True, "validation_documents": 2}
+    streaming = write_recipe(place / "streaming.yaml", model=MODEL, data={**data, **streams}, training=training)
+    stages = [{"sequence_length": 16, "training": {"max_steps": 8}}]
+    staged = write_recipe(place / "stages.yaml", model=MODEL, data=data, training=training, stages=stages)
+    draw = random.Random(1)
+    rows = [f"{' '.join(draw.choices(['river', 'mountain', 'old', 'window'], k=9))},{i % 2}" for i in range(90)]
+    (place / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    student = convert(str(source), place / "student", projected_length=12, length_correction=True)
+    task = {"task": "files", "train_file": str(place / "rows.csv"), "max_length": 32}
+    tuning = {"checkpoint": str(student)}
+    finetune = write_recipe(place / "finetune.yaml", model=tuning, data=task, training=training)
+    pair = {"student": str(student), "teacher": str(source)}
+    rest = {"distillation": {"validation_rows": 6}, "data": {**data, "packing": "contiguous"}, "training": training}
+    distill = write_recipe(place / "distill.yaml", model=pair, **rest)
+    return {
+        "pretrain": ["pretrain", pretrain],
+        "accumulation": ["pretrain", pretrain, "training.gradient_accumulation_steps=2"],
+        "bfloat16": ["pretrain", pretrain, "training.bf16=true"],
+        "two workers": ["pretrain", pretrain, "training.dataloader_num_workers=2"],
+        "streaming": ["pretrain", streaming],
+        "stages": ["pretrain", staged],
+        "finetune": ["finetune", finetune],
+        "distill": ["distill", distill],
+    }
+
+
+def attempt(command: list[str], folder: Path, change: int | None = None, seconds: float | None = None) -> str:
+    """Run a command in a forked process; what it noted at its end. Raises if it failed instead of being killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{cells.PACKAGE}.{verb}" for verb in ("cli", "distill", "finetune", "pretrain")])
+    note = folder.with_suffix(".note")
+    arguments = [*command, f"training.output_dir={folder}"]
+    if command[0] != "finetune":
+        arguments.append(f"data.cache_dir={folder}-cache")
+    process = context.Process(target=victim, args=(arguments, change, seconds, note, folder.parent))
+    process.start()
+    process.join(LIMIT_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+    said = note.with_suffix(".log").read_text(errors="replace")
+    assert process.exitcode in (0, -signal.SIGKILL), said
+    found = note.read_text()
+    assert found, said
+    return found
+
+
+def assert_equal_runs(folder: Path, other: Path) -> None:
+    """Weights, optimizer, losses of every step and metrics, all to the last bit."""
+    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    ours, theirs = last_whole_checkpoint(folder), last_whole_checkpoint(other)
+    assert ours.name == theirs.name == f"checkpoint-{STEPS}"
+    assert len(list(folder.glob("checkpoint-*"))) == len(list(other.glob("checkpoint-*"))) == 2
+    states = [torch.load(path / "optimizer.pt", weights_only=True)["state"] for path in (ours, theirs)]
+    assert states[0].keys() == states[1].keys()
+    for number, state in states[0].items():
+        assert all(torch.equal(value, states[1][number][key]) for key, value in state.items())
+    found, wanted = results_of(folder), results_of(other)
+    metrics = [{k: v for k, v in run["metrics"].items() if not k.endswith(", s")} for run in (found, wanted)]
+    assert metrics[0] == metrics[1]
+    kept = ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss")
+    curves = [[{key: row.get(key) for key in kept} for row in run["history"]] for run in (found, wanted)]
+    assert curves[0] == curves[1]
+    assert [row["step"] for row in found["history"] if "loss" in row] == sorted(
+        {row["step"] for row in wanted["history"] if "loss" in row}
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(recipes, place):
+    """name -> the run that nothing interrupts, and how many changes of files it makes and how long it takes."""
+    done: dict[str, tuple[Path, int, float]] = {}
+
+    def make(name: str) -> tuple[Path, int, float]:
+        if name not in done:
+            folder, started = place / f"whole-{name.replace(' ', '-')}", time.monotonic()
+            changes = int(attempt(recipes[name], folder).split()[1])
+            done[name] = (folder, changes, time.monotonic() - started)
+        return done[name]
+
+    return make
+
+
+NAMES = ("pretrain", "finetune", "distill", "streaming", "two workers", "accumulation", "bfloat16", "stages")
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("name", NAMES[: torture.times(4, len(NAMES))])
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(name, recipes, whole, place):
+    expected, changes, seconds = whole(name)
+    draw, phases = random.Random(name), collections.Counter()
+    for run in range(torture.times(1, 3)):
+        folder = place / f"killed-{name.replace(' ', '-')}-{run}"
+        wanted = torture.times(1, 4)
+        for kill in range(wanted):
+            # Half by files, since to write one takes moments; later kills further on, for --resume gets further.
+            far = (kill + draw.random()) / wanted
+            moment = {"change": 1 + int(far * changes)} if (kill + run) % 2 == 0 else {"seconds": far * seconds}
+            found = attempt([*recipes[name], "--resume"], folder, **moment)
+            if found.startswith("ended"):
+                break
+            phases[found.partition(":")[0]] += 1
+        if not (folder / "results.json").exists():
+            assert attempt([*recipes[name], "--resume"], folder).startswith("ended")
+        assert_equal_runs(folder, expected)
+    assert sum(phases.values()) > 0
+    torture.record("killed runs end bit-identical", run=name, kills=sum(phases.values()), phases=dict(phases))
