@@ -129,7 +129,7 @@ def test_commands_are_what_the_programs_take(words, tmp_path, monkeypatch):
 def check_verb(arguments, output, monkeypatch):
     """As the command line reads it, up to the call of the verb."""
     if "--help" in arguments:
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             cli.main(arguments)
         return
     seen = []
