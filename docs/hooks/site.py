@@ -49,7 +49,7 @@ def on_files(files: Files, config: Any) -> Files:
         outside += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "reports").rglob(pattern))]
     for path in outside:
         file = File(path, str(ROOT), config.site_dir, config.use_directory_urls)
-        if path.endswith("/tables.md"):  # reached from the index, not from the navigation
+        if path.startswith("reports/"):  # reports need not be in the navigation, pages of docs/ must
             file.inclusion = InclusionLevel.NOT_IN_NAV
         files.append(file)
     return files
