@@ -44,23 +44,27 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, path, content=content))
     # Under another name: in mkdocs README.md is a folder's index, and index.md is there.
     files.append(File.generated(config, "readme.md", content=(ROOT / "README.md").read_text(encoding="utf-8")))
-    outside = ["CHANGELOG.md", "CITATION.cff"]
+    outside = [
+        "CITATION.cff",
+        "LICENSE",
+        *(path.name for path in sorted(ROOT.glob("*.md")) if path.name != "README.md"),
+    ]
     for pattern in ("*.md", "*.png"):
         outside += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "reports").rglob(pattern))]
     for path in outside:
         file = File(path, str(ROOT), config.site_dir, config.use_directory_urls)
-        if path.startswith("reports/"):  # reports need not be in the navigation, pages of docs/ must
-            file.inclusion = InclusionLevel.NOT_IN_NAV
+        file.inclusion = InclusionLevel.NOT_IN_NAV  # may be in the navigation; pages of docs/ must
         files.append(file)
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links as they are in the checkout, to where the pages are in the site."""
-    if page.file.src_uri in ("readme.md", "CHANGELOG.md"):
-        markdown = markdown.replace("](docs/", "](")
-    elif "/" not in page.file.src_uri:
-        markdown = markdown.replace("](../README.md", "](readme.md").replace("](../", "](")
+    if "/" not in page.file.src_uri:
+        if page.file.src_uri == "readme.md" or page.file.src_dir == str(ROOT):
+            markdown = markdown.replace("](docs/", "](").replace("](README.md", "](readme.md")
+        else:
+            markdown = markdown.replace("](../README.md", "](readme.md").replace("](../", "](")
     return re.sub(r"\]\((reports/[\w/]+)/\)", r"](\1/index.md)", markdown)
 
 
