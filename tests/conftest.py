@@ -77,9 +77,8 @@ def tiny_source(tokenizers, tmp_path_factory):
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=32,
-            max_position_embeddings=48,
             initializer_range=0.3,
-            **fields,
+            **{"max_position_embeddings": 48, **fields},
         )
         folder = tmp_path_factory.mktemp("source")
         getattr(transformers, architecture)(config).save_pretrained(folder)

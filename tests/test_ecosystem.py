@@ -1,8 +1,6 @@
 """The family in the libraries that people use it with: pipelines, sentence-transformers, PEFT, int8, offloading."""
 
 import copy
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +11,10 @@ from sentence_transformers import SentenceTransformer
 
 import linformer_hf
 from linformer_hf.convert import convert_model
-from linformer_hf.export import export
 from linformer_hf.sources import read_source
 from reference import BANDS, add_noise, name_of, tiny_batch, tiny_model
 
 
-ROOT = Path(__file__).parents[1]
 SHORT = "the old keeper walked over the river"
 LONG = " ".join(["the painter stood under a mountain and a gardener walked quietly over the old stone"] * 12)
 N = 48
@@ -223,16 +219,3 @@ def test_offloaded_weights_give_equal_outputs(projection, way, tmp_path):
         for given, wanted in zip(batches, expected, strict=True):
             real = given[1].bool()
             torch.testing.assert_close(model(*given).logits[real], wanted[real], atol=0, rtol=0)
-
-
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "ecosystem.md").read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization:DeprecationWarning")
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_examples_of_the_documentation_run(example, converted, tmp_path, monkeypatch):
-    _, folder = converted
-    monkeypatch.chdir(tmp_path)
-    if "model.onnx" in example:
-        export(folder)
-    exec(example.replace("runs/convert/minilm-512-k128", str(folder)).replace("512", str(N)), {})
