@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALONE = {"ecosystem.md"}  # pages that promise that each Python block runs by itself
 LANGUAGES = {"python", "bash", "yaml", "json"}
 # Programs of others, whose arguments nothing here knows.
-FOREIGN = {"hf", "source", "pytest"}
+FOREIGN = {"hf", "source", "pytest", "tensorboard", "trackio"}
 SCRIPTS = {"run_mlm.py", "run_glue.py", "run_classification.py"}  # test_example_scripts.py runs these blocks
 PLACEHOLDER = "RECIPE.yaml"
 RECIPES = {"pretrain": "configs/pretrain/tiny-cpu.yaml", "finetune": "configs/finetune/local-files.yaml"}
