@@ -6,7 +6,6 @@ custom code, results.json, curve.png and README.md in
 `training.output_dir`.
 """
 
-import json
 import math
 import shutil
 import time
@@ -19,7 +18,7 @@ import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
-from . import results
+from . import checksums, results
 from .configuration_linformer import LinformerConfig
 from .data.corpus import PreparedCorpus, PretrainingData, prepare
 from .data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
@@ -127,7 +126,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Linformer
         values.pop("attn_implementation", None)
         return LinformerForMaskedLM._from_config(build_config(values, tokenizer), attn_implementation=attention)
     with results.loading(checkpoint):
-        model = LinformerForMaskedLM.from_pretrained(checkpoint, **values)
+        model = LinformerForMaskedLM.from_pretrained(checkpoint, use_safetensors=True, **values)
     if len(tokenizer) > model.config.vocab_size:
         raise RecipeError(
             f"the tokenizer has {len(tokenizer)} tokens, the checkpoint {checkpoint!r} only {model.config.vocab_size}. "
@@ -208,7 +207,8 @@ def train_legs(
             model = build_model(recipe, corpus.tokenizer)
         finished = leg.folder / STAGE_FILE
         if finished.exists():
-            record = json.loads(finished.read_text(encoding="utf-8"))
+            way_out = "Delete it, and --resume goes on from the stage's last checkpoint."
+            record = results.read_json(finished, way_out)
         else:
             trainer = build_trainer(model, leg.arguments, data, corpus)
             results.begin_run(legs[-1].folder, recipe.raw)
@@ -221,13 +221,15 @@ def train_legs(
             }
             if leg is not legs[-1] and trainer.is_world_process_zero():
                 trainer.save_model(str(leg.folder))
+                checksums.write(leg.folder, leg.folder.iterdir())
                 results.write_json(finished, record)
             leg.arguments.distributed_state.wait_for_everyone()
         history += [{**row, "step": row["step"] + totals["steps"]} for row in record["history"]]
         totals = {key: total + record[key] for key, total in totals.items()}
         if leg is not legs[-1]:  # a fresh object, as after a resume: Trainer has wrapped this one's forward
             attention = recipe.values("model").get("attn_implementation")
-            model = LinformerForMaskedLM.from_pretrained(leg.folder, attn_implementation=attention)
+            with results.loading(str(leg.folder)):
+                model = LinformerForMaskedLM.from_pretrained(leg.folder, attn_implementation=attention)
     return trainer, corpus, history, totals
 
 
