@@ -6,11 +6,12 @@ custom code, results.json, curve.png and README.md in
 `training.output_dir`.
 """
 
+import logging
 import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, se
 
 from . import checksums, results
 from .configuration_linformer import LinformerConfig
-from .data.corpus import PreparedCorpus, PretrainingData, prepare
+from .data.corpus import PreparedCorpus, PretrainingData, load_tokenizer, prepare
 from .data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
 from .modeling_linformer import LinformerForMaskedLM
 from .recipe import Recipe, RecipeError, check_type, load_recipe
 
+
+logger = logging.getLogger(__name__)
 
 STAGE_FILE = "stage.json"
 
@@ -199,9 +202,13 @@ def train_legs(
     model: LinformerForMaskedLM | None = None
     history: list[dict[str, Any]] = []
     totals = {"trained_tokens": 0, "steps": 0, "train_seconds": 0.0}
+    begun_with = used_tokenizer(legs) if resume else None
     for leg in legs:
         with leg.arguments.main_process_first(desc="preparing the corpus"):
             corpus = prepare(data, leg.length)
+            if begun_with and load_tokenizer(begun_with).get_vocab() != corpus.tokenizer.get_vocab():
+                logger.warning("The tokenizer is not that of the interrupted run: taking %s's instead.", begun_with)
+                corpus = prepare(replace(data, tokenizer=begun_with), leg.length)
         corpus.tokenizer.model_max_length = n
         if model is None:
             model = build_model(recipe, corpus.tokenizer)
@@ -231,6 +238,18 @@ def train_legs(
             with results.loading(str(leg.folder)):
                 model = LinformerForMaskedLM.from_pretrained(leg.folder, attn_implementation=attention)
     return trainer, corpus, history, totals
+
+
+def used_tokenizer(legs: list[Leg]) -> str | None:
+    """A folder with the tokenizer that the interrupted run trained with; None if it had not come to a checkpoint.
+
+    The cache may have lost that one (another machine, a damaged folder), and one trained anew has other ids.
+    """
+    for leg in legs:
+        place = leg.folder if (leg.folder / STAGE_FILE).exists() else results.last_whole_checkpoint(leg.folder)
+        if place:
+            return str(place)
+    return None
 
 
 def _checkpoint_length(values: dict[str, Any]) -> int:

@@ -236,19 +236,24 @@ def _locked(path: Path) -> Any:
                 raise
 
 
-def _make(target: Path, write: Callable[[Path], None], only: Iterable[str] | None = None) -> None:
-    """Have `write` make the folder `target`, unless it is there and, as far as it is read (`only`), whole."""
+def _make(target: Path, write: Callable[[Path, Path | None], None], only: Iterable[str] | None = None) -> None:
+    """Make the folder `target`, unless it is there and, as far as it is read (`only`), whole.
+
+    Args:
+        write: is given the folder to fill and, where there was a damaged one, where that is now.
+    """
     if _whole(target, only):
         return
-    with _alone(target):
+    with _alone(target), contextlib.ExitStack() as last:
         if _whole(target, only):  # another process has made it meanwhile
             return
+        damaged = None
         if target.exists():
-            damaged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            os.rename(target, damaged / target.name)
-            shutil.rmtree(damaged, ignore_errors=True)
+            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            last.callback(shutil.rmtree, aside, ignore_errors=True)
+            damaged = target.rename(aside / target.name)
         with written_whole(target) as beside:
-            write(beside)
+            write(beside, damaged)
 
 
 def checksum(recipe: Any) -> str:
@@ -275,15 +280,19 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
     }
     folder = cache_folder(data.cache_dir) / f"corpus-{checksum(recipe)}"
 
-    def write_documents(beside: Path) -> None:
-        _write_documents(data, beside)
+    def write_documents(beside: Path, damaged: Path | None) -> None:
+        kept = None  # training a tokenizer again gives other ids, even on the same text
+        with contextlib.suppress(FileNotFoundError):
+            if data.tokenizer is None and damaged and not checksums.damage(damaged, ("tokenizer",)):
+                kept = str(damaged / "tokenizer")
+        _write_documents(replace(data, tokenizer=kept or data.tokenizer), beside)
         _write_json(beside / "recipe.json", recipe)
 
     rows = folder / f"rows-{data.packing}-{length}"
     packed_already = _whole(rows)  # then the documents are not read
     _make(folder, write_documents, ("tokenizer", "counts.json") if packed_already else None)
     if not packed_already or not rows.exists():
-        _make(rows, lambda beside: _write_rows(data, length, folder, beside))
+        _make(rows, lambda beside, _: _write_rows(data, length, folder, beside))
     counts = {
         "folder": str(folder),
         **json.loads((folder / "counts.json").read_text()),
@@ -437,7 +446,7 @@ def stored(tokenizer: PreTrainedTokenizerBase, cache_dir: str | None) -> str:
         content = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(written).iterdir()}
         folder = cache_folder(cache_dir) / f"tokenizer-{checksum(content)}"
 
-        def write(beside: Path) -> None:
+        def write(beside: Path, damaged: Path | None) -> None:
             shutil.copytree(written, beside, dirs_exist_ok=True)
 
         _make(folder, write)
