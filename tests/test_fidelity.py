@@ -261,8 +261,10 @@ Measured on text that was not trained or calibrated on; `fidelity.md` has the la
 ```python
 from transformers import AutoTokenizer, AutoModel
 
-tokenizer = AutoTokenizer.from_pretrained("<this folder or repository>")
-model = AutoModel.from_pretrained("<this folder or repository>", trust_remote_code=True)
+name = "<this folder or repository>"
+commit = "<the commit whose code you have read>"  # trust_remote_code runs it; in a folder of yours it is ignored
+tokenizer = AutoTokenizer.from_pretrained(name, revision=commit)
+model = AutoModel.from_pretrained(name, revision=commit, trust_remote_code=True)
 ```
 
 With the package `linformer_hf` installed, `import linformer_hf` replaces `trust_remote_code=True`.

@@ -224,7 +224,7 @@ def test_a_push_says_what_it_sends_and_where_it_is(hub, folder, capfd, caplog):
     assert set(files) == names | {".gitattributes"}
     for name in names - {"README.md"}:
         assert files[name] == (folder / name).read_bytes(), name
-    assert b'AutoModelForMaskedLM.from_pretrained("jane/model"' in files["README.md"]
+    assert b'name = "jane/model"' in files["README.md"]
     assert not hub.repositories["models", "jane/model"].private
 
 

@@ -74,8 +74,10 @@ CARD_TEMPLATE = """---
 ```python
 from transformers import AutoTokenizer, {{ auto_class }}
 
-tokenizer = AutoTokenizer.from_pretrained("<this folder or repository>")
-model = {{ auto_class }}.from_pretrained("<this folder or repository>", trust_remote_code=True)
+name = "<this folder or repository>"
+commit = "<the commit whose code you have read>"  # trust_remote_code runs it; in a folder of yours it is ignored
+tokenizer = AutoTokenizer.from_pretrained(name, revision=commit)
+model = {{ auto_class }}.from_pretrained(name, revision=commit, trust_remote_code=True)
 ```
 
 With the package `linformer_hf` installed, `import linformer_hf` replaces `trust_remote_code=True`.

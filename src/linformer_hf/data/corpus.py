@@ -42,6 +42,8 @@ from .packing import Packed, pack, split_tokens
 
 logger = logging.getLogger(__name__)
 
+# Else `load_dataset` tells a server about every load, of local files too.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 FORMAT = 3  # raise it when the content of prepared folders changes: old ones are then not found any more
 # Prose ends a sentence with one of .!? and closing quotes before white space; a blank line ends one anywhere.
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+|\n\s*\n")
