@@ -402,3 +402,23 @@ def test_damage_is_an_error_or_put_right(kind, whole, place, server):
     )
     assert not wrong, "\n\n".join(f"{len(wrong)} wrong" if i == 0 else str(w) for i, w in enumerate([None, *wrong[:5]]))
     assert sum(count for end, count in by_end.items() if end != "unaffected"), "no case did harm"
+
+
+def test_a_resumed_run_trains_on_with_its_own_tokenizer(texts, tmp_path, caplog):
+    """The cache is gone: a WordPiece tokenizer that is trained again on the same text has other ids."""
+    from linformer_hf import cli
+    from test_interruption import assert_same
+
+    training = {**TRAINING, "max_steps": STEPS, "save_steps": 2, "eval_strategy": "no"}
+    data = tiny_data(texts, tmp_path)
+    recipe = write_recipe(tmp_path / "r.yaml", model=MODEL, data=data, training=training)
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    assert cli.main(["pretrain", recipe, f"training.output_dir={run}"]) == 0
+    shutil.copytree(run, copy)
+    (copy / "results.json").unlink()
+    shutil.rmtree(copy / f"checkpoint-{STEPS}")
+    shutil.rmtree(data["cache_dir"])
+    assert cli.main(["pretrain", recipe, f"training.output_dir={copy}", "--resume"]) == 0
+    assert "The tokenizer is not that of the interrupted run" in caplog.text, "it was trained alike by chance"
+    assert_same(copy, run)
+    assert (copy / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
