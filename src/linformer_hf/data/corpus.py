@@ -9,10 +9,12 @@ name: never by line, and the same in every run.
 import codecs
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -170,11 +172,16 @@ def cache_folder(cache_dir: str | None) -> Path:
     return Path(cache_dir or os.environ.get("LINFORMER_HF_CACHE") or Path.home() / ".cache" / "linformer_hf")
 
 
+def _beside(target: Path) -> str:
+    """How the names begin that this machine writes `target` under; another's work is not cleared away."""
+    return f".{target.name}.{platform.node()}."
+
+
 @contextlib.contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `target` when the block ends well. The first process to finish wins."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    beside = Path(tempfile.mkdtemp(prefix=_beside(target), dir=target.parent))
     try:
         yield beside
         checksums.write(beside)
@@ -216,7 +223,7 @@ def _alone(target: Path) -> Iterator[None]:
         return
     with file:
         try:
-            for half in target.parent.glob(f".{target.name}.*/"):
+            for half in target.parent.glob(glob.escape(_beside(target)) + "*/"):
                 shutil.rmtree(half, ignore_errors=True)
             yield
         finally:
@@ -226,16 +233,13 @@ def _alone(target: Path) -> Iterator[None]:
 def _locked(path: Path) -> Any:
     """The file, opened and locked. Not flock: processes that this one forks would hold on to that."""
     while True:
-        file = path.open("a")
-        try:
+        with contextlib.ExitStack() as unless_kept:
+            file = unless_kept.enter_context(path.open("a"))
             fcntl.lockf(file, fcntl.LOCK_EX)
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                return file
-            file.close()  # the process that had it has removed it
-        except BaseException as error:
-            file.close()
-            if not isinstance(error, FileNotFoundError):
-                raise
+            with contextlib.suppress(FileNotFoundError):  # else the process that had it has removed it meanwhile
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    unless_kept.pop_all()
+                    return file
 
 
 def _make(target: Path, write: Callable[[Path, Path | None], None], only: Iterable[str] | None = None) -> None:
@@ -251,7 +255,7 @@ def _make(target: Path, write: Callable[[Path, Path | None], None], only: Iterab
             return
         damaged = None
         if target.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            aside = Path(tempfile.mkdtemp(prefix=_beside(target), dir=target.parent))
             last.callback(shutil.rmtree, aside, ignore_errors=True)
             damaged = target.rename(aside / target.name)
         with written_whole(target) as beside:
