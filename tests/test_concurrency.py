@@ -6,10 +6,12 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import tqdm
 
 from linformer_hf.data import corpus as corpus_module
 from linformer_hf.data.corpus import PretrainingData, Source, prepare
@@ -55,7 +57,15 @@ def answer(data: PretrainingData) -> str:
 
 
 def put_answer(data: PretrainingData, answers) -> None:
+    own_progress_lock()
     answers.put(answer(data))
+
+
+def own_progress_lock(progress: type = tqdm.tqdm) -> None:
+    """tqdm's lock is one for all processes of a fork: a process killed with it would block the tests, not a user."""
+    progress.set_lock(threading.RLock())
+    for kind in progress.__subclasses__():
+        own_progress_lock(kind)
 
 
 def together(data: PretrainingData, processes: int) -> list[str]:
@@ -126,7 +136,7 @@ def test_a_process_that_is_killed_leaves_no_lock_and_nothing_half_for_ever(data,
     draw, whole, reached = random.Random(0), None, []
     for number in range(times(3, 40)):
         shutil.rmtree(data.cache_dir, ignore_errors=True)
-        holder = FORK.Process(target=answer, args=(data,))
+        holder = FORK.Process(target=put_answer, args=(data, FORK.SimpleQueue()))
         holder.start()
         until = time.monotonic() + 30
         while not remains(data) and holder.is_alive() and time.monotonic() < until:
