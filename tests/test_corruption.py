@@ -381,9 +381,9 @@ def test_damage_is_an_error_or_put_right(kind, whole, place, server):
     case, wrong = place / "case", []
     shutil.rmtree(case, ignore_errors=True)
     shutil.copytree(whole[kind], case)
+    pairs = pairs_of(kind, case, draw)
     status, expected, log = answer_of(server, kind, place)
     assert status == 0, log
-    pairs = pairs_of(kind, case, draw)
     for number in range(times(short, long)):
         shutil.rmtree(case)
         shutil.copytree(whole[kind], case)

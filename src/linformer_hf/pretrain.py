@@ -215,7 +215,7 @@ def train_legs(
         finished = leg.folder / STAGE_FILE
         if finished.exists():
             way_out = "Delete it, and --resume goes on from the stage's last checkpoint."
-            record = results.read_json(finished, way_out)
+            record = results.read_json(finished, way_out, ("history", *totals))
         else:
             trainer = build_trainer(model, leg.arguments, data, corpus)
             results.begin_run(legs[-1].folder, recipe.raw)

@@ -188,10 +188,7 @@ def collect(step: Step) -> None:
     if not path.exists():
         step.status = "not run"
         return
-    way_out = f"Delete {step.folder}, and it is made again."
-    content = results.read_json(path, way_out)
-    if "recipe" not in content:
-        raise ValueError(f"{path} holds no results. {way_out}")
+    content = results.read_json(path, f"Delete {step.folder}, and it is made again.", ("recipe",))
     read, _ = VERBS[step.verb]
     if content["recipe"] != json.loads(json.dumps(read(step.recipe).raw, default=str)):
         raise ValueError(

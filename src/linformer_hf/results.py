@@ -104,11 +104,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, way_out: str) -> dict[str, Any]:
+def read_json(path: Path, way_out: str, needs: Sequence[str] = ()) -> dict[str, Any]:
     """What `write_json` wrote; a file without a checksum is taken as it is.
 
     Args:
         way_out: what to do about a damaged file, for the message.
+        needs: keys without which it is another file.
 
     Raises:
         ValueError: the file is damaged, or holds no JSON object.
@@ -120,6 +121,8 @@ def read_json(path: Path, way_out: str) -> dict[str, Any]:
             raise ValueError(f"it holds {type(content).__name__}, no JSON object")
         if SUM_KEY in content and content.pop(SUM_KEY) != _json_sum(path, content):
             raise ValueError(f"its content differs from its {SUM_KEY}")
+        if missing := set(needs) - content.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). {way_out}") from error
     return content
