@@ -122,6 +122,21 @@ def test_twenty_processes_find_the_same_damage(data, written, what):
     assert remains(data) == []
 
 
+def test_damaged_documents_are_noticed_when_other_rows_are_packed(data, written):
+    whole = answer(data)
+    folder = Path(prepare(data, LENGTH).counts["folder"])
+    expected = prepare(data, LENGTH // 2).train["input_ids"][:]
+    shutil.rmtree(folder / f"rows-full_sentences-{LENGTH // 2}")
+    (path,) = (folder / "train").glob("*.arrow")
+    content = bytearray(path.read_bytes())
+    content[-len(content) // 3] ^= 1
+    path.write_bytes(content)
+    assert answer(data) == whole  # rows of this length are there, so documents are not read
+    assert written() == ["documents", "rows", "rows"]
+    assert prepare(data, LENGTH // 2).train["input_ids"][:] == expected
+    assert written() == ["documents", "documents", "rows", "rows", "rows"]
+
+
 def test_a_reader_keeps_what_it_has_opened_when_the_folder_is_made_again(data):
     opened = prepare(data, LENGTH)
     rows = opened.train["input_ids"][:]
