@@ -334,11 +334,11 @@ def harm(path: Path, how: str, draw: random.Random, others: list[Path]) -> None:
 OURS = {"error", "made again", "unaffected"}
 CASES = {
     # kind: (cases in the short form, in the long form, how they may end)
-    "model": (16, 500, OURS),
+    "model": (12, 500, OURS),
     "push": (16, 400, OURS),
     "corpus": (24, 450, {"made again", "unaffected"}),
     "checkpoint": (10, 250, OURS),
-    "checkpoints": (4, 100, OURS),
+    "checkpoints": (2, 100, OURS),
     "stage": (4, 100, OURS),
     "cell": (6, 150, OURS),
     "bert": (10, 250, {*OURS, "unnoticed"}),
