@@ -14,6 +14,7 @@ from linformer_hf.convert import convert, convert_model, default_projection
 from linformer_hf.data.texts import cut, text_rows
 from linformer_hf.fidelity import measure
 from linformer_hf.modeling_linformer import LinformerPreTrainedModel
+from linformer_hf.results import read_json
 from linformer_hf.sources import exact_twin, read_source
 
 
@@ -54,7 +55,7 @@ def test_folder_to_folder(head, tiny_source, texts, tmp_path, ids):
     found = json.loads((output / "results.json").read_text())
     assert found["verb"] == "convert"
     assert found["options"]["calibrate"] == str(texts)
-    assert found["fidelity"] == json.loads((output / "fidelity.json").read_text())
+    assert found["fidelity"] == read_json(output / "fidelity.json", "")
     assert found["fidelity"]["text"]["calibration_rows"] == 20
     auto = getattr(transformers, f"Auto{'Model' if head == 'Model' else f'Model{head}'}")
     loaded, theirs = auto.from_pretrained(output), auto.from_pretrained(source).eval()

@@ -1,5 +1,6 @@
 """Corpora: every kind of source, the hold-out, the cache, streaming, and bad input."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -289,7 +290,13 @@ def prepare_together(data: PretrainingData, barrier, counts) -> None:
     counts.put(len(prepare(data, LENGTH).train))
 
 
-def test_two_processes_may_prepare_the_same_corpus(texts, settings, tmp_path, monkeypatch):
+def test_two_processes_may_prepare_the_same_corpus_where_files_cannot_be_locked(
+    texts, settings, tmp_path, monkeypatch, caplog
+):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(corpus_module.fcntl, "lockf", refuse)
     data = settings(files(texts))
     context = multiprocessing.get_context("fork")
     barrier, counts, packing = context.Barrier(2), context.Queue(), context.Barrier(2)
@@ -316,8 +323,8 @@ def test_two_processes_may_prepare_the_same_corpus(texts, settings, tmp_path, mo
         process.kill()
     assert [process.exitcode for process in running] == [0, 0]
     monkeypatch.undo()
-    (folder,) = (tmp_path / "cache").iterdir()
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    (folder,) = (tmp_path / "cache").glob("corpus-*")
+    assert not [path for path in folder.iterdir() if path.is_dir() and path.name.startswith(".")]
     prepared = prepare(data, LENGTH)
     assert prepared.counts["folder"] == str(folder)
     assert [counts.get(timeout=10) for _ in running] == [len(prepared.train)] * 2

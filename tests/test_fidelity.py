@@ -11,6 +11,7 @@ import torch
 from linformer_hf import fidelity
 from linformer_hf.convert import convert_model
 from linformer_hf.data.masking import Masker
+from linformer_hf.results import read_json
 from linformer_hf.sources import ConversionError, exact_twin, read_source
 
 
@@ -105,7 +106,7 @@ def test_the_report_is_whole_and_written(source, held_out, tmp_path):
     for measured in content["lengths"].values():
         assert 0 < measured["seconds"]["student"]["min"] <= measured["seconds"]["student"]["median"]
     fidelity.write(tmp_path, content)
-    assert json.loads((tmp_path / "fidelity.json").read_text()) == json.loads(json.dumps(content, allow_nan=False))
+    assert read_json(tmp_path / "fidelity.json", "") == json.loads(json.dumps(content, allow_nan=False))
     assert (tmp_path / "fidelity.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "fidelity.md").read_text()
     for part in ("plays", "manuals", "| 48 | ", "`gated_pool` with a band of 3 x 3 single tokens", "8 rows"):
@@ -261,8 +262,10 @@ Measured on text that was not trained or calibrated on; `fidelity.md` has the la
 ```python
 from transformers import AutoTokenizer, AutoModel
 
-tokenizer = AutoTokenizer.from_pretrained("<this folder or repository>")
-model = AutoModel.from_pretrained("<this folder or repository>", trust_remote_code=True)
+name = "<this folder or repository>"
+commit = "<the commit whose code you have read>"  # trust_remote_code runs it; in a folder of yours it is ignored
+tokenizer = AutoTokenizer.from_pretrained(name, revision=commit)
+model = AutoModel.from_pretrained(name, revision=commit, trust_remote_code=True)
 ```
 
 With the package `linformer_hf` installed, `import linformer_hf` replaces `trust_remote_code=True`.

@@ -26,6 +26,7 @@ FLOORS = {
     "configuration_linformer": 0,
     "key_tables": 0,
     "paper": 0,
+    "checksums": 0,
     "recipe": 0,
     "projection_linformer": 1,
     "modeling_linformer": 2,

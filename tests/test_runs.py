@@ -247,6 +247,7 @@ COMMON_KEYS = {
     "wall_seconds",
     "peak_memory_mib",
     "history",
+    "sha256",
 }
 
 

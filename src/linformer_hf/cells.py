@@ -92,10 +92,10 @@ class Cell:
         path = self.folder / results.RESULTS_FILE
         if not path.exists():
             return None
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = results.read_json(path, f"Delete {self.folder}, and the same command makes it again.")
         overrides = [*self.overrides, f"training.output_dir={self.folder}"]
         now = json.loads(json.dumps(self.read(self.recipe, overrides).raw, default=str))
-        if content["recipe"] != now:
+        if content.get("recipe") != now:
             raise ValueError(
                 f"{self.folder} holds a run of another recipe. Choose another output_dir, or delete that run."
             )

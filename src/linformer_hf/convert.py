@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from . import fidelity, results
+from . import checksums, fidelity, results
 from .calibrate import calibrate as calibrate_layers
 from .configuration_linformer import POOLED_TYPES
 from .data.texts import TextRows, text_rows
@@ -231,6 +231,7 @@ def _save(
     if source.tokenizer is not None:
         source.tokenizer.model_max_length = model.config.max_position_embeddings
         source.tokenizer.save_pretrained(folder)
+    checksums.write(folder)
     if report is not None:
         fidelity.write(folder, report)
     content = {

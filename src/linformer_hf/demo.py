@@ -5,7 +5,6 @@ number with what needs no learning: token frequencies, the majority class, word 
 random weights.
 """
 
-import json
 import shutil
 import statistics
 import time
@@ -92,7 +91,7 @@ def recipe(name: str) -> Path:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / results.RESULTS_FILE).read_text(encoding="utf-8"))
+    return results.read_json(folder / results.RESULTS_FILE, "Give the same command with --force.")
 
 
 def summary(pretrained: dict[str, Any], runs: dict[bool, list[dict[str, Any]]], seconds: float) -> dict[str, Any]:

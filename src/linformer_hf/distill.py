@@ -213,7 +213,12 @@ def load_student(section: DistillModel, source: Source) -> tuple[LinformerPreTra
             kept[name] = getattr(config, name)
             setattr(config, name, 0.0)
         student, info = model_class.from_pretrained(
-            section.student, config=config, dtype=torch.float32, output_loading_info=True, **pooler
+            section.student,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **pooler,
         )
     theirs = source.config
     for name in ("vocab_size", "hidden_size", "num_hidden_layers"):

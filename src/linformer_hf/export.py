@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import modeling_linformer
+from . import modeling_linformer, results
 from .configuration_linformer import LinformerConfig
 from .modeling_linformer import LinformerPreTrainedModel
 
@@ -117,16 +117,18 @@ def load(folder: str | os.PathLike) -> LinformerPreTrainedModel:
     """
     if not (Path(folder) / "config.json").is_file():
         raise ExportError(f"{folder} is not the folder of a saved model: it has no config.json.")
-    raw, _ = LinformerConfig.get_config_dict(folder)
+    with results.loading(str(folder)):
+        raw, _ = LinformerConfig.get_config_dict(folder)
     if raw.get("model_type") != LinformerConfig.model_type:
         raise ExportError(f"{folder} holds a {raw.get('model_type')!r} model, not a Linformer; convert it first.")
     named = (raw.get("architectures") or [None])[0]
     if named not in modeling_linformer.__all__ or named == "LinformerPreTrainedModel":
         raise ExportError(f"architectures in {folder}/config.json names {named!r}, which is no Linformer head.")
     # eager: decomposing sdpa, the exporter loses the strides of a banded layer's output and then cannot reshape it.
-    model, found = getattr(modeling_linformer, named).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager", "use_safetensors": True}
+    with results.loading(str(folder)):
+        model_class = getattr(modeling_linformer, named)
+        model, found = model_class.from_pretrained(folder, output_loading_info=True, **options)
     missing = set(found["missing_keys"])
     pooler = {name for name in missing if name.startswith("pooler.")}
     if missing - pooler or (pooler and named != "LinformerModel"):

@@ -87,7 +87,7 @@ def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel,
         trusted = {"trust_remote_code": model.trust_remote_code, "attn_implementation": attention}
         return AutoModelForSequenceClassification.from_config(config, **trusted), tokenizer
     loaded = AutoModelForSequenceClassification.from_pretrained(
-        model.checkpoint, config=config, attn_implementation=attention, **source
+        model.checkpoint, config=config, attn_implementation=attention, use_safetensors=True, **source
     )
     return loaded, tokenizer
 

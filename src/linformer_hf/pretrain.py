@@ -6,12 +6,12 @@ custom code, results.json, curve.png and README.md in
 `training.output_dir`.
 """
 
-import json
+import logging
 import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
-from . import results
+from . import checksums, results
 from .configuration_linformer import LinformerConfig
-from .data.corpus import PreparedCorpus, PretrainingData, prepare
+from .data.corpus import PreparedCorpus, PretrainingData, load_tokenizer, prepare
 from .data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
 from .modeling_linformer import LinformerForMaskedLM
 from .recipe import Recipe, RecipeError, check_type, load_recipe
 
+
+logger = logging.getLogger(__name__)
 
 STAGE_FILE = "stage.json"
 
@@ -127,7 +129,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Linformer
         values.pop("attn_implementation", None)
         return LinformerForMaskedLM._from_config(build_config(values, tokenizer), attn_implementation=attention)
     with results.loading(checkpoint):
-        model = LinformerForMaskedLM.from_pretrained(checkpoint, **values)
+        model = LinformerForMaskedLM.from_pretrained(checkpoint, use_safetensors=True, **values)
     if len(tokenizer) > model.config.vocab_size:
         raise RecipeError(
             f"the tokenizer has {len(tokenizer)} tokens, the checkpoint {checkpoint!r} only {model.config.vocab_size}. "
@@ -200,15 +202,20 @@ def train_legs(
     model: LinformerForMaskedLM | None = None
     history: list[dict[str, Any]] = []
     totals = {"trained_tokens": 0, "steps": 0, "train_seconds": 0.0}
+    begun_with = used_tokenizer(legs) if resume else None
     for leg in legs:
         with leg.arguments.main_process_first(desc="preparing the corpus"):
             corpus = prepare(data, leg.length)
+            if begun_with and load_tokenizer(begun_with).get_vocab() != corpus.tokenizer.get_vocab():
+                logger.warning("The tokenizer is not that of the interrupted run: taking %s's instead.", begun_with)
+                corpus = prepare(replace(data, tokenizer=begun_with), leg.length)
         corpus.tokenizer.model_max_length = n
         if model is None:
             model = build_model(recipe, corpus.tokenizer)
         finished = leg.folder / STAGE_FILE
         if finished.exists():
-            record = json.loads(finished.read_text(encoding="utf-8"))
+            way_out = "Delete it, and --resume goes on from the stage's last checkpoint."
+            record = results.read_json(finished, way_out, ("history", *totals))
         else:
             trainer = build_trainer(model, leg.arguments, data, corpus)
             results.begin_run(legs[-1].folder, recipe.raw)
@@ -221,14 +228,28 @@ def train_legs(
             }
             if leg is not legs[-1] and trainer.is_world_process_zero():
                 trainer.save_model(str(leg.folder))
+                checksums.write(leg.folder, leg.folder.iterdir())
                 results.write_json(finished, record)
             leg.arguments.distributed_state.wait_for_everyone()
         history += [{**row, "step": row["step"] + totals["steps"]} for row in record["history"]]
         totals = {key: total + record[key] for key, total in totals.items()}
         if leg is not legs[-1]:  # a fresh object, as after a resume: Trainer has wrapped this one's forward
             attention = recipe.values("model").get("attn_implementation")
-            model = LinformerForMaskedLM.from_pretrained(leg.folder, attn_implementation=attention)
+            with results.loading(str(leg.folder)):
+                model = LinformerForMaskedLM.from_pretrained(leg.folder, attn_implementation=attention)
     return trainer, corpus, history, totals
+
+
+def used_tokenizer(legs: list[Leg]) -> str | None:
+    """A folder with the tokenizer that the interrupted run trained with; None if it had not come to a checkpoint.
+
+    The cache may have lost that one (another machine, a damaged folder), and one trained anew has other ids.
+    """
+    for leg in legs:
+        place = leg.folder if (leg.folder / STAGE_FILE).exists() else results.last_whole_checkpoint(leg.folder)
+        if place:
+            return str(place)
+    return None
 
 
 def _checkpoint_length(values: dict[str, Any]) -> int:

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 from yaml import YAMLError
 
-from . import results
+from . import checksums, results
 from .configuration_linformer import AUTO_MAP
+from .recipe import ACCESS_TOKEN
 
 
 CONFIG_FILE = "config.json"
@@ -35,7 +36,7 @@ PICTURES = {".png", ".svg", ".jpg"}
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 # Trainer writes it beside every model, and nothing that loads a model reads it.
 LEFT_OUT = "training_args.bin"
-SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
+SECRET = re.compile(ACCESS_TOKEN.pattern.encode())
 PLACEHOLDER = "<this folder or repository>"  # of results.CARD_TEMPLATE
 
 
@@ -86,6 +87,10 @@ def read_folder(folder: Path, repository: str) -> dict[str, Path | bytes]:
     """
     if not folder.is_dir():
         raise PushError(f"there is no folder {str(folder)!r}; give the folder of a finished model.")
+    try:
+        checksums.check(folder)
+    except ValueError as error:
+        raise PushError(str(error)) from error
     present = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     pickles = [name for name in present if Path(name).suffix in PICKLES and name != LEFT_OUT]
     if pickles:
@@ -102,6 +107,12 @@ def read_folder(folder: Path, repository: str) -> dict[str, Path | bytes]:
     }
     if not VOCABULARIES & names:
         raise PushError(f"{folder} has no tokenizer; write it there with tokenizer.save_pretrained({str(folder)!r}).")
+    for name in sorted(names):
+        if not present[name].resolve().is_relative_to(folder.resolve()):
+            raise PushError(
+                f"{folder}/{name} is a link to {present[name].resolve()}, outside of the folder; what is published "
+                f"must lie in it: put a copy in the link's place (cp -rL {folder} COPY makes a folder without links)."
+            )
     files: dict[str, Path | bytes] = {name: present[name] for name in sorted(names)}
     files[results.CARD_FILE] = _card(folder, present).replace(PLACEHOLDER, repository).encode()
     for name, content in files.items():
@@ -146,7 +157,8 @@ def _config_and_code(folder: Path, present: dict[str, Path]) -> set[str]:
         raise PushError(
             f"{folder} holds a model of type {kind!r}, no Linformer; `linformer-hf convert {folder} OUTPUT` makes one."
         )
-    auto_map = config.get("auto_map") or {}
+    auto_map = config.get("auto_map")
+    auto_map = auto_map if isinstance(auto_map, dict) else {}
     missing = [name for name in AUTO_MAP if name not in auto_map]
     again = "load it with linformer_hf imported and save it again with model.save_pretrained."
     if missing:
@@ -155,7 +167,10 @@ def _config_and_code(folder: Path, present: dict[str, Path]) -> set[str]:
     names = {CONFIG_FILE, *modules}
     while modules:
         if (module := modules.pop()) in present:
-            imported = {f"{name}.py" for name in get_relative_imports(present[module])} - names
+            try:
+                imported = {f"{name}.py" for name in get_relative_imports(present[module])} - names
+            except ValueError as error:
+                raise PushError(f"{present[module]} is not UTF-8 text ({error}); {again}") from error
             names |= imported
             modules += imported
     missing = sorted(names - present.keys())
@@ -175,7 +190,8 @@ def _weights(folder: Path, present: dict[str, Path]) -> set[str]:
         names = {WEIGHTS_FILE}
     elif INDEX_FILE in present:
         index = _json(present[INDEX_FILE])
-        names = {INDEX_FILE, *index.get("weight_map", {}).values()}
+        shards = index.get("weight_map")
+        names = {INDEX_FILE, *map(str, shards.values() if isinstance(shards, dict) else ())}
     else:
         raise PushError(f"{folder} has no weights: no {WEIGHTS_FILE} and no {INDEX_FILE}. Is the run finished?")
     missing = sorted(names - present.keys())

@@ -29,6 +29,7 @@ _REFUSED = {
     "push_to_hub": "would send the folder before results and model card are in it; run `linformer-hf push FOLDER "
     "USER/NAME` when the run is finished",
 }
+ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 class RecipeError(ValueError):
@@ -110,6 +111,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str], sections: Mapping[st
     for section, hint in sections.items():
         if raw.get(section) is None:
             raw[section] = [] if get_origin(hint) is list else {}
+        _check_no_token(raw[section], section)
         check_type(raw[section], hint, section)
     return Recipe(raw, dict(sections), str(path))
 
@@ -202,6 +204,25 @@ def check_type(value: Any, hint: Any, where: str) -> None:
     elif isinstance(value, str) and (choices := _choices(hint)):
         message += f" {_nearest(value, [str(c) for c in choices])}"
     raise RecipeError(message)
+
+
+def _check_no_token(value: Any, where: str, above: tuple[int, ...] = (), seen: set[int] | None = None) -> None:
+    """Raise a RecipeError where a value looks like an access token, or holds itself.
+
+    Args:
+        above, seen: containers around this one and those that were looked at: YAML's aliases make one stand many times.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(value, str) and ACCESS_TOKEN.search(value):
+        raise RecipeError(f"{where} {_REFUSED['hub_token']} (it looks like an access token).")
+    if isinstance(value, dict | list):
+        if id(value) in above:
+            raise RecipeError(f"{where} holds itself, by an alias (*name); write out what it stands for.")
+        if id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in items:
+                _check_no_token(item, f"{where}.{key}", (*above, id(value)), seen)
 
 
 def _check_dataclass(value: Any, cls: type, where: str) -> None:

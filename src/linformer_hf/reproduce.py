@@ -188,13 +188,9 @@ def collect(step: Step) -> None:
     if not path.exists():
         step.status = "not run"
         return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        before = content["recipe"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no results ({error}). Delete {step.folder}, and it is made again.") from None
+    content = results.read_json(path, f"Delete {step.folder}, and it is made again.", ("recipe",))
     read, _ = VERBS[step.verb]
-    if before != json.loads(json.dumps(read(step.recipe).raw, default=str)):
+    if content["recipe"] != json.loads(json.dumps(read(step.recipe).raw, default=str)):
         raise ValueError(
             f"{step.folder} holds results of another recipe than {step.recipe}: delete it or move it away."
         )

@@ -5,6 +5,7 @@ Every file is written beside its place and then renamed, and results.json comes 
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import math
@@ -24,10 +25,12 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import safe_globals
 
-from . import trackers
+from . import checksums, trackers
 from .interruption import Interrupted
+from .recipe import ACCESS_TOKEN
 from .watch import AlreadyTrained, Watch
 
 
@@ -37,6 +40,7 @@ RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.json"
 CURVE_FILE = "curve.png"
 CARD_FILE = "README.md"
+SUM_KEY = "sha256"
 PACKAGES = ("linformer_hf", "torch", "transformers", "datasets", "tokenizers", "accelerate", "evaluate", "numpy")
 
 OTHER_NAMES = {"optimizer.pt": ("optimizer.bin", "optimizer_0")}
@@ -70,8 +74,10 @@ CARD_TEMPLATE = """---
 ```python
 from transformers import AutoTokenizer, {{ auto_class }}
 
-tokenizer = AutoTokenizer.from_pretrained("<this folder or repository>")
-model = {{ auto_class }}.from_pretrained("<this folder or repository>", trust_remote_code=True)
+name = "<this folder or repository>"
+commit = "<the commit whose code you have read>"  # trust_remote_code runs it; in a folder of yours it is ignored
+tokenizer = AutoTokenizer.from_pretrained(name, revision=commit)
+model = {{ auto_class }}.from_pretrained(name, revision=commit, trust_remote_code=True)
 ```
 
 With the package `linformer_hf` installed, `import linformer_hf` replaces `trust_remote_code=True`.
@@ -91,8 +97,40 @@ def write_text(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with a checksum of it as the last key, which `read_json` compares."""
+    plain = json.loads(json.dumps(content, default=str))
+    plain[SUM_KEY] = _json_sum(path, plain)
+    write_text(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, way_out: str, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """What `write_json` wrote; a file without a checksum is taken as it is.
+
+    Args:
+        way_out: what to do about a damaged file, for the message.
+        needs: keys without which it is another file.
+
+    Raises:
+        ValueError: the file is damaged, or holds no JSON object.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__}, no JSON object")
+        if SUM_KEY in content and content.pop(SUM_KEY) != _json_sum(path, content):
+            raise ValueError(f"its content differs from its {SUM_KEY}")
+        if missing := set(needs) - content.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}). {way_out}") from error
+    return content
+
+
+def _json_sum(path: Path, plain: Mapping[str, Any]) -> str:
+    """Of content and file name: one file put in another's place is damage too."""
+    return hashlib.sha256(json.dumps([path.name, plain], sort_keys=True).encode()).hexdigest()
 
 
 def is_main_process() -> bool:
@@ -131,7 +169,8 @@ def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) ->
                 "or delete it."
             )
         if (folder / RECIPE_FILE).exists():
-            before = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+            way_out = "Delete it, and --resume goes on without comparing the recipes."
+            before = read_json(folder / RECIPE_FILE, way_out)
             for section in ("model", "data", "distillation"):
                 if before.get(section) != recipe.get(section):
                     raise ValueError(
@@ -154,16 +193,20 @@ def begin_run(folder: Path, recipe: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def loading(checkpoint: str) -> Iterator[None]:
-    """Turn what `from_pretrained` raises into a ValueError that names the checkpoint: few of its errors do."""
+    """Turn what `from_pretrained` raises into a ValueError that names the checkpoint: few of its errors do.
+
+    A folder with a checksums.json is compared with it first.
+    """
     try:
+        checksums.check(checkpoint)
         yield
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # damaged files set off anything: tokenizers, for one, raises bare Exceptions
         reason = " ".join(str(error).split())
         raise ValueError(f"the checkpoint {checkpoint!r} cannot be loaded: {reason}") from error
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest `checkpoint-<step>` that was written to its end, or None. Half-written ones are named in the log."""
+    """The newest `checkpoint-<step>` that is whole, or None. Half-written and damaged ones are named in the log."""
     steps = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(steps, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
         problem = _incomplete(checkpoint)
@@ -174,6 +217,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def _incomplete(checkpoint: Path) -> str | None:
+    """What is missing or damaged, in words; None for a whole checkpoint."""
     for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
         # FSDP writes optimizer.bin, or with sharded states a folder.
         if not any((checkpoint / other).exists() for other in (name, *OTHER_NAMES.get(name, ()))):
@@ -184,9 +228,53 @@ def _incomplete(checkpoint: Path) -> str | None:
         for path in weights:
             with safe_open(path, framework="pt") as file:
                 file.keys()
-    except (SafetensorError, ValueError, OSError) as error:
+        if not weights:
+            return "it holds no *.safetensors"
+        sealed = (checkpoint / checksums.CHECKSUMS_FILE).exists()  # if not, the run was ended before that
+        return (checksums.damage(checkpoint) if sealed else None) or _foreign_code(checkpoint)
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         return f"it cannot be read ({error})"
-    return None if weights else "it holds no *.safetensors"
+
+
+def _foreign_code(checkpoint: Path) -> str | None:
+    """What in the states that Trainer reads is neither tensor nor plain data, in words.
+
+    Trainer reads them with `weights_only=True`, which refuses the same, by an error that advises to switch it off.
+    """
+    for path in sorted(path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin")):
+        if path.name == checksums.NEVER_READ:
+            continue
+        with safe_globals():  # what transformers lets a state of random numbers name
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if names:
+            return f"{path.name} names {', '.join(sorted(names))}, which no state needs; it was not executed"
+    return None
+
+
+def _ended(folder: Path) -> list[Path]:
+    """The checkpoints that Trainer has written to their end, damaged since or not: trainer_state.json is its last."""
+    ended = []
+    for state in sorted(folder.glob("checkpoint-*/trainer_state.json")):
+        with contextlib.suppress(OSError, ValueError):
+            if not (state.parent / checksums.CHECKSUMS_FILE).exists():
+                json.loads(state.read_text(encoding="utf-8"))
+            ended.append(state.parent)
+    return ended
+
+
+class _Seal(TrainerCallback):
+    """Lists the files of every checkpoint, once all processes have written theirs; notes that training has begun."""
+
+    begun = False
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.distributed_state.wait_for_everyone()
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and checkpoint.is_dir():
+            checksums.write(checkpoint)
 
 
 def environment(seed: int, device: torch.device, dtype: str) -> dict[str, Any]:
@@ -206,7 +294,7 @@ def environment(seed: int, device: torch.device, dtype: str) -> dict[str, Any]:
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "dtype": dtype,
         "seed": seed,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *(ACCESS_TOKEN.sub("hf_...", word) for word in sys.argv[1:])],
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -368,7 +456,7 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
         Interrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
         FloatingPointError: the loss or a weight is not finite.
         OSError: a checkpoint cannot be written.
-        ValueError: FSDP is asked for and would not be used.
+        ValueError: FSDP is asked for and would not be used; or there are checkpoints and every one is damaged.
     """
     if trainer.args.fsdp and not trainer.is_fsdp_enabled:
         raise ValueError(
@@ -377,12 +465,20 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
         )
     checkpoint = last_whole_checkpoint(folder) if resume else None
     if resume:
+        if checkpoint is None and (damaged := {path.name: _incomplete(path) for path in _ended(folder)}):
+            raise ValueError(
+                f"{folder} has no whole checkpoint to resume from: "
+                f"{'; '.join(f'{name}: {problem}' for name, problem in damaged.items())}. Restore one from a copy, or "
+                "delete them to begin anew."
+            )
         logger.warning("Resuming from %s.", checkpoint or f"the beginning: {folder} has no whole checkpoint yet")
     filtered = bool((recipe.get("training") or {}).get("logging_nan_inf_filter"))
     trainer.args.logging_nan_inf_filter = filtered
     watch = Watch(trainer, lambda: last_whole_checkpoint(folder), check=not filtered)
     trainer.add_callback(watch)
     trackers.prepare(trainer)
+    seal = _Seal()
+    trainer.add_callback(seal)
     with watch.signals(), writing(folder):
         try:
             metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
@@ -391,7 +487,16 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
             if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
             metrics = {"train_runtime": 0.0, "train_samples_per_second": 0.0}
+        except Exception as error:
+            if checkpoint is None or seal.begun or isinstance(error, OSError):
+                raise
+            # Its text may advise to read the file without protection; --traceback shows it.
+            raise ValueError(
+                f"{checkpoint} cannot be resumed from ({type(error).__name__} while it was read). Delete it to go on "
+                "from the one before it."
+            ) from error
     trainer.remove_callback(watch)
+    trainer.remove_callback(seal)
     if watch.number:
         raise Interrupted(watch.number, last_whole_checkpoint(folder))
     return metrics
@@ -424,6 +529,7 @@ def save_final(trainer: Trainer, folder: Path) -> None:
         trainer.save_model(str(beside))  # every process takes part: a sharded model is gathered here
     if not trainer.is_world_process_zero():
         return
+    checksums.write(beside)
     for path in sorted(beside.iterdir()):
         os.replace(path, folder / path.name)
     shutil.rmtree(beside)

@@ -17,10 +17,9 @@ from typing import Any, Literal
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import modeling_linformer
+from . import checksums, modeling_linformer
 from .configuration_linformer import LinformerConfig
 from .key_tables import DISTILBERT, FAIRSEQ, FAIRSEQ_HEAD, FAMILIES, ROBERTA, Family, dropped, invert, rename
 from .modeling_linformer import LinformerPreTrainedModel
@@ -94,7 +93,8 @@ def read_source(name: str, revision: str | None = None, tokenizer: str | None = 
     if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise ConversionError(f"there is no file or folder {name!r}, and a Hub name has the form owner/name.")
     with _explained(name):
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        checksums.check(name)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     _check_supported(name, config)
     family, title = FAMILIES[config.model_type]
     head = _head(name, config, family, title)
@@ -187,7 +187,7 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except ConversionError:
         raise
-    except (SafetensorError, RuntimeError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # damaged files set off anything, bare Exceptions included
         reason = " ".join(str(error).split())
         raise ConversionError(f"the source {name!r} cannot be loaded: {reason[:400]}") from error
 
@@ -274,11 +274,11 @@ def _config_fields(config: PreTrainedConfig, family: Family) -> dict[str, Any]:
 
 def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     try:
-        found = AutoTokenizer.from_pretrained(name, revision=revision)
+        found = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         # Where there is no vocabulary at all, transformers makes up a tokenizer of special tokens.
         if set(found.get_vocab().values()) <= set(found.all_special_ids):
             raise ValueError("it holds no vocabulary")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # as in `_explained`
         raise ConversionError(
             f"no tokenizer can be loaded from {name!r} ({' '.join(str(error).split())[:200]}). Name one with "
             "--tokenizer."

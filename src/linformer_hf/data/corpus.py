@@ -1,21 +1,24 @@
 """Corpora for pretraining: sources -> documents -> tokens -> rows, prepared once and cached.
 
 A prepared corpus lies in `<cache>/corpus-<checksum of its recipe>`: tokenizer, tokenised documents and, for each
-packing and length, rows. Every folder is written beside its place and renamed, so two processes may prepare the same
-one. Validation is held out by whole documents, chosen by a hash of the document's name: never by line, and the same
-in every run.
+packing and length, rows. Every folder is written beside its place and renamed, by one process at a time, and carries
+checksums: a damaged one is made again. Validation is held out by whole documents, chosen by a hash of the document's
+name: never by line, and the same in every run.
 """
 
 import codecs
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,13 +37,16 @@ from transformers import (
     RobertaTokenizer,
 )
 
+from .. import checksums
 from . import demo_texts
 from .packing import Packed, pack, split_tokens
 
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the content of prepared folders changes: old ones are then not found any more
+# Else `load_dataset` tells a server about every load, of local files too.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+FORMAT = 3  # raise it when the content of prepared folders changes: old ones are then not found any more
 # Prose ends a sentence with one of .!? and closing quotes before white space; a blank line ends one anywhere.
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+|\n\s*\n")
 _TOKEN_FEATURES = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})  # lengths of sentences
@@ -166,13 +172,19 @@ def cache_folder(cache_dir: str | None) -> Path:
     return Path(cache_dir or os.environ.get("LINFORMER_HF_CACHE") or Path.home() / ".cache" / "linformer_hf")
 
 
+def _beside(target: Path) -> str:
+    """How the names begin that this machine writes `target` under; another's work is not cleared away."""
+    return f".{target.name}.{platform.node()}."
+
+
 @contextlib.contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `target` when the block ends well. The first process to finish wins."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    beside = Path(tempfile.mkdtemp(prefix=_beside(target), dir=target.parent))
     try:
         yield beside
+        checksums.write(beside)
         try:
             os.rename(beside, target)
         except OSError:
@@ -180,6 +192,74 @@ def written_whole(target: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _whole(folder: Path, only: Iterable[str] | None = None) -> bool:
+    """Whether `folder` is there and what it was (of it `only` these files and folders); else the log says why not."""
+    if not folder.is_dir():
+        return False
+    try:
+        problem = checksums.damage(folder, only)
+    except FileNotFoundError as error:
+        problem = str(error)
+    if problem:
+        logger.warning("The cached %s is damaged (%s): it is made again.", folder, problem)
+    return problem is None
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """One process at a time makes `target`; others wait here. Readers need no lock: a whole folder never changes.
+
+    The system takes the lock from a process that dies, however it dies; what that process was writing is removed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.lock")
+    try:
+        file = _locked(path)
+    except OSError as error:  # a file system without locks: then two may prepare the same, and the first one wins
+        logger.warning("%s cannot be locked (%s).", target, error.strerror)
+        yield
+        return
+    with file:
+        try:
+            for half in target.parent.glob(glob.escape(_beside(target)) + "*/"):
+                shutil.rmtree(half, ignore_errors=True)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> Any:
+    """The file, opened and locked. Not flock: processes that this one forks would hold on to that."""
+    while True:
+        with contextlib.ExitStack() as unless_kept:
+            file = unless_kept.enter_context(path.open("a"))
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):  # else the process that had it has removed it meanwhile
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    unless_kept.pop_all()
+                    return file
+
+
+def _make(target: Path, write: Callable[[Path, Path | None], None], only: Iterable[str] | None = None) -> None:
+    """Make the folder `target`, unless it is there and, as far as it is read (`only`), whole.
+
+    Args:
+        write: is given the folder to fill and, where there was a damaged one, where that is now.
+    """
+    if _whole(target, only):
+        return
+    with _alone(target), contextlib.ExitStack() as last:
+        if _whole(target, only):  # another process has made it meanwhile
+            return
+        damaged = None
+        if target.exists():
+            aside = Path(tempfile.mkdtemp(prefix=_beside(target), dir=target.parent))
+            last.callback(shutil.rmtree, aside, ignore_errors=True)
+            damaged = target.rename(aside / target.name)
+        with written_whole(target) as beside:
+            write(beside, damaged)
 
 
 def checksum(recipe: Any) -> str:
@@ -205,14 +285,20 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
         **{key: getattr(data, key) for key in ("tokenizer", "validation_fraction", "max_documents", "seed")},
     }
     folder = cache_folder(data.cache_dir) / f"corpus-{checksum(recipe)}"
-    if not (folder / "counts.json").exists():
-        with written_whole(folder) as beside:
-            _write_documents(data, beside)
-            _write_json(beside / "recipe.json", recipe)
+
+    def write_documents(beside: Path, damaged: Path | None) -> None:
+        kept = None  # training a tokenizer again gives other ids, even on the same text
+        with contextlib.suppress(FileNotFoundError):
+            if data.tokenizer is None and damaged and not checksums.damage(damaged, ("tokenizer",)):
+                kept = str(damaged / "tokenizer")
+        _write_documents(replace(data, tokenizer=kept or data.tokenizer), beside)
+        _write_json(beside / "recipe.json", recipe)
+
     rows = folder / f"rows-{data.packing}-{length}"
-    if not (rows / "counts.json").exists():
-        with written_whole(rows) as beside:
-            _write_rows(data, length, folder, beside)
+    packed_already = _whole(rows)  # then the documents are not read
+    _make(folder, write_documents, ("tokenizer", "counts.json") if packed_already else None)
+    if not packed_already or not rows.exists():
+        _make(rows, lambda beside, _: _write_rows(data, length, folder, beside))
     counts = {
         "folder": str(folder),
         **json.loads((folder / "counts.json").read_text()),
@@ -365,9 +451,11 @@ def stored(tokenizer: PreTrainedTokenizerBase, cache_dir: str | None) -> str:
         tokenizer.save_pretrained(written)
         content = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(written).iterdir()}
         folder = cache_folder(cache_dir) / f"tokenizer-{checksum(content)}"
-        if not folder.is_dir():
-            with written_whole(folder) as beside:
-                shutil.copytree(written, beside, dirs_exist_ok=True)
+
+        def write(beside: Path, damaged: Path | None) -> None:
+            shutil.copytree(written, beside, dirs_exist_ok=True)
+
+        _make(folder, write)
     return str(folder)
 
 
@@ -376,11 +464,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Raises:
         ValueError: it has no [CLS] or [SEP] (or RoBERTa's <s>, </s>), so it cannot mark rows and documents.
+        ValueError: the folder is damaged, or needs code of its own.
         ConnectionError: a Hub name that cannot be reached.
     """
+    checksums.check(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except OSError as error:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # damaged files set off anything: the library tokenizers raises bare Exceptions
+        if Path(name).is_dir() or not isinstance(error, OSError):
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the tokenizer {name!r} cannot be loaded: {reason[:400]}") from error
         raise ConnectionError(
             f"the tokenizer {name!r} is neither a local folder nor reachable on the Hub. Set data.tokenizer to a "
             "folder, or leave it out to train one from the corpus."
@@ -460,7 +553,7 @@ def _load(source: Source, streaming: bool) -> Any:
     names = [str(file) for file in files]
     try:
         return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
-    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except Exception as error:  # pyarrow has errors of every kind for a damaged file
         raise ValueError(f"{source.path} cannot be read as {kind}: {error.__cause__ or error}") from error
 
 

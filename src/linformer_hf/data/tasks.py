@@ -237,7 +237,7 @@ def _read_file(path: str, data: TaskData) -> Dataset:
         check_utf8(file)
     try:
         rows = load_dataset(kinds[file.suffix], data_files=str(file), split="train")
-    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except Exception as error:  # pyarrow has errors of every kind for a damaged file
         raise ValueError(f"{path!r} cannot be read as {kinds[file.suffix]}: {error.__cause__ or error}") from error
     rows = _named(rows, str(path), data.text_column, data.pair_column, data.label_column)
     for number, row in enumerate(rows):
