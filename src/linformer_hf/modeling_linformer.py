@@ -70,6 +70,7 @@ BLOCK = 512
 # A row as a batch of its own costs some calls more: on average it must save so many tokens of padding, or, where blocks
 # save memory, be so long.
 WORTH_PACKING, WORTH_BLOCKS = 64, 256
+ID_TYPES = (torch.int64, torch.int32)
 # A function that gives the projection: were the module an argument itself, hooks that bring a layer's weights from
 # elsewhere (accelerate) would try to move it too.
 SharedProjection = Callable[[], LinformerProjection | None]
@@ -812,6 +813,9 @@ class LinformerModel(LinformerPreTrainedModel):
 
     def _check_inputs(self, given: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: dict) -> None:
         """Refuse what would give a wrong answer: too long an input, a mask of another meaning, decoder arguments."""
+        dimensions, meaning = (2, "[batch, length]") if given.dtype in ID_TYPES else (3, "[batch, length, hidden_size]")
+        if given.dim() != dimensions or given.shape[1] == 0:
+            raise ValueError(f"The input must be {meaning} with at least one token in a row, got {list(given.shape)}.")
         batch, length = given.shape[:2]
         if length > self.config.max_position_embeddings:
             raise ValueError(
