@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 
 import torture
 from linformer_hf import LinformerConfig, LinformerForMaskedLM, LinformerForSequenceClassification
+from linformer_hf.data.corpus import PretrainingData, Source, prepare
+from linformer_hf.data.tasks import TaskData, load_task
 from linformer_hf.finetune import read_recipe as read_finetune
 from linformer_hf.pretrain import read_recipe as read_pretrain
 from linformer_hf.recipe import fields_of
 
 
+pytestmark = pytest.mark.torture
 OURS = (ValueError, OSError, StrictDataclassError)
 COUNTS: collections.Counter = collections.Counter()
 
@@ -90,7 +93,7 @@ def small(config: LinformerConfig) -> bool:
     return max([*numbers, config.type_vocab_size]) <= LARGEST
 
 
-@cases(700, 60_000)
+@cases(900, 70_000)
 @given(st.dictionaries(st.sampled_from(OWN_FIELDS), VALUES, max_size=4))
 def test_configurations(fields):
     config = tried("configurations", lambda: LinformerConfig(**{**SIZES, **fields}))
@@ -207,3 +210,77 @@ def test_batches(kind):
             assert torch.isfinite(output.loss)
 
     check()
+
+
+# What breaks readers: other encodings, control characters, separators of every kind, quotes, right-to-left, emoji.
+PIECES = st.sampled_from(
+    [
+        *(b"river ", b"text", b"label", b"1", b"NaN", b"null", b'{"text": "a", "label": 1}\n'),
+        *(b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\x1b[31m", b"\x85", b"\xc3", b"\xed\xa0\x80"),
+        *(b"\r", b"\n", b"\r\n", b",", b'"', b"'", b"\t", b"{", b"}", b"[", b"]", b":"),
+        *(text.encode() for text in ("\u0633\u0644\u0627\u0645 ", "\U0001f980", "\u2028", "e\u0301")),
+    ]
+)
+NOISE = st.lists(PIECES, max_size=30).map(b"".join)
+CELLS = st.one_of(
+    st.text(max_size=12), st.integers(), st.floats(), st.none(), st.booleans(), st.lists(st.integers(), max_size=2)
+)
+TABLES = st.lists(st.dictionaries(st.sampled_from(["text", "label", "pair", "text "]), CELLS, max_size=3), max_size=12)
+
+
+def rows_as_file(kind: str, rows: list[dict]) -> bytes:
+    if kind == "csv":
+        lines = ["text,label", *(f'"{row.get("text")}",{row.get("label")}' for row in rows)]
+        return "\n".join(lines).encode("utf-8", "surrogatepass")
+    if kind == "json":
+        return json.dumps(rows).encode()
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet"])
+def test_files_of_rows(kind, tmp_path):
+    drawn = st.one_of(NOISE, TABLES.map(lambda rows: rows_as_file(kind, rows)))
+
+    @cases(40, 600)
+    @given(drawn)
+    def check(content):
+        path = tmp_path / f"rows.{kind}"
+        path.write_bytes(content)
+        task = tried("files of rows", lambda: load_task(TaskData("files", train_file=str(path))))
+        for row in task.train if task else ():
+            assert isinstance(row["text"], str)
+
+    check()
+
+
+def test_text(tmp_path, tokenizers):
+    tokenizers["wordpiece"].save_pretrained(tmp_path / "tokenizer")
+
+    @cases(40, 600)
+    @given(st.lists(NOISE, min_size=1, max_size=4), st.sampled_from(["line", "paragraph", "document"]))
+    def check(files, sample_by):
+        folder = tmp_path / f"texts-{COUNTS['text']}"
+        folder.mkdir()
+        for number, content in enumerate([*files, b"A river. And a mountain."]):
+            (folder / f"{number}.txt").write_bytes(content)
+        source = Source(kind="files", path=str(folder), sample_by=sample_by)
+        data = PretrainingData(
+            [source], tokenizer=str(tmp_path / "tokenizer"), validation_fraction=0.4, cache_dir=str(tmp_path / "cache")
+        )
+        corpus = tried("text", lambda: prepare(data, 16))
+        for row in corpus.train if corpus else ():
+            assert 0 < len(row["input_ids"]) <= 16
+
+    check()
+
+
+@pytest.mark.skipif(not torture.LONG, reason="reads 100 MB; under `make torture` only")
+def test_a_line_of_100_megabytes(tmp_path, tokenizers):
+    tokenizers["wordpiece"].save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_bytes(b"river mountain " * (100_000_000 // 15))
+    (tmp_path / "texts" / "b.txt").write_bytes(b"A window.")
+    source = Source(kind="files", path=str(tmp_path / "texts"))
+    shared = {"tokenizer": str(tmp_path / "tokenizer"), "cache_dir": str(tmp_path / "cache")}
+    corpus = tried("text", lambda: prepare(PretrainingData([source], validation_fraction=0.5, **shared), 128))
+    assert corpus is None or len(corpus.train) + len(corpus.validation) > 100_000

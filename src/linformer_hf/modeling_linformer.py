@@ -88,6 +88,13 @@ def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ign
         raise ValueError(f"{name} holds {ids[bad][0].item()}, but {limit} allows {allowed}.")
 
 
+def check_shape(name: str, given: torch.Tensor | None, *allowed: tuple[int, ...]) -> None:
+    """Raise a ValueError unless `given` has one of these shapes; eager tensors only."""
+    if given is not None and not is_tracing(given) and tuple(given.shape) not in allowed:
+        shapes = " or ".join(str(list(shape)) for shape in allowed)
+        raise ValueError(f"{name} must be of shape {shapes}, got {list(given.shape)}.")
+
+
 def mean_loss(total: torch.Tensor, count: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None):
     """`total` (a sum over labels) over the labels of the whole optimizer step if known, else over those seen here."""
     if num_items_in_batch is None:
@@ -104,6 +111,7 @@ def cross_entropy(
     ignore_index: int = -100,
 ) -> torch.Tensor:
     """Mean cross entropy of logits [n, classes] against labels [n], in float32; 0 if every label is ignored."""
+    check_shape("labels (ids of classes), flattened,", labels, (logits.shape[0],))
     labels = labels.to(logits.device)
     total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
     return mean_loss(total, (labels != ignore_index).sum(), num_items_in_batch)
@@ -752,7 +760,11 @@ class LinformerModel(LinformerPreTrainedModel):
         check_range("token_type_ids", token_type_ids, self.config.type_vocab_size, "type_vocab_size")
         check_range("position_ids", position_ids, self.config.max_position_embeddings, "max_position_embeddings")
 
-        tokens = RealTokens.from_mask(attention_mask, given.shape[1], given.device)
+        rows, length = given.shape[:2]
+        for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+            check_shape(name, ids, (rows, length), (1, length), (length,))
+
+        tokens = RealTokens.from_mask(attention_mask, length, given.device)
         packs = self._packs(given, tokens, kwargs)
         in_blocks = packs and not torch.is_grad_enabled() and not self.training
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, tokens, in_blocks)
@@ -887,6 +899,7 @@ class LinformerForMaskedLM(LinformerPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         hidden_states = outputs.last_hidden_state
+        check_shape("labels", labels, tuple(hidden_states.shape[:2]))
         if labels is not None and self.training and self.config.sparse_prediction:
             labelled = labels != -100
             hidden_states, labels = hidden_states[labelled], labels[labelled]  # [n, C], [n]
