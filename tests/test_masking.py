@@ -115,6 +115,15 @@ def test_masks_do_not_depend_on_order_batch_or_the_way_rows_are_fetched(wordpiec
         assert dict(enumerate(loaded)) == expected
 
 
+def test_workers_that_live_on_mask_each_epoch_anew(wordpiece, rows):
+    dataset = MaskedDataset(rows.select(range(20)), Masker(wordpiece, 3))
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        loaded = [(row["input_ids"].tolist(), row["labels"].tolist()) for row in loader]
+        assert loaded == list(masked(dataset).values())
+
+
 def test_another_epoch_seed_or_row_is_masked_otherwise(wordpiece, rows):
     few = rows.select([0] * 20)  # the same text in every row
     dataset = MaskedDataset(few, Masker(wordpiece, 3))
@@ -142,7 +151,7 @@ def test_validation_is_masked_once_and_for_all(wordpiece, rows):
 @pytest.mark.parametrize(("epoch", "expected"), [(None, 0), (0, 0), (0.5, 0), (0.9999999, 1), (1, 1), (2.75, 2)])
 def test_callback_tells_the_epoch(wordpiece, rows, epoch, expected):
     dataset = MaskedDataset(rows, Masker(wordpiece, 3))
-    dataset.epoch = 7
+    dataset.set_epoch(7)
     EpochCallback(dataset).on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
     assert dataset.epoch == expected
 

@@ -101,10 +101,15 @@ class MaskedDataset(torch.utils.data.Dataset):
 
     def __init__(self, rows: Dataset, masker: Masker, static: bool = False):
         self.rows, self.masker, self.static = rows, masker, static
-        self.epoch = 0
+        # Shared with a DataLoader's workers, which may live for many epochs (dataloader_persistent_workers).
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = 0 if self.static else epoch
+        self._epoch.fill_(0 if self.static else epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
