@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_masks_do_not_depend_on_order_batch_or_the_way_rows_are_fetched(wordpiec
     fetched = [dataset.__getitems__(shuffled[start : start + 7]) for start in range(0, 60, 7)]
     batched = dict(zip(shuffled, [row for batch in fetched for row in batch], strict=True))
     assert {i: (row["input_ids"].tolist(), row["labels"].tolist()) for i, row in batched.items()} == expected
-    stream = enumerate(MaskedStream(few, Masker(wordpiece, 3)))
+    stream = enumerate(islice(MaskedStream(few, Masker(wordpiece, 3)), 60))
     assert {i: (row["input_ids"].tolist(), row["labels"].tolist()) for i, row in stream} == expected
     collate = pad_collate(wordpiece)
     for workers in (0, 2):
@@ -112,6 +113,15 @@ def test_masks_do_not_depend_on_order_batch_or_the_way_rows_are_fetched(wordpiec
             pair for batch in loader for pair in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
         ]
         assert dict(enumerate(loaded)) == expected
+
+
+def test_workers_that_live_on_mask_each_epoch_anew(wordpiece, rows):
+    dataset = MaskedDataset(rows.select(range(20)), Masker(wordpiece, 3))
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        loaded = [(row["input_ids"].tolist(), row["labels"].tolist()) for row in loader]
+        assert loaded == list(masked(dataset).values())
 
 
 def test_another_epoch_seed_or_row_is_masked_otherwise(wordpiece, rows):
@@ -141,7 +151,7 @@ def test_validation_is_masked_once_and_for_all(wordpiece, rows):
 @pytest.mark.parametrize(("epoch", "expected"), [(None, 0), (0, 0), (0.5, 0), (0.9999999, 1), (1, 1), (2.75, 2)])
 def test_callback_tells_the_epoch(wordpiece, rows, epoch, expected):
     dataset = MaskedDataset(rows, Masker(wordpiece, 3))
-    dataset.epoch = 7
+    dataset.set_epoch(7)
     EpochCallback(dataset).on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
     assert dataset.epoch == expected
 
@@ -243,21 +253,22 @@ def test_unigram_baseline_by_hand():
     }
 
 
-def test_stream_is_divided_among_workers(wordpiece, rows):
-    few = rows.select(range(50))
-    stream = MaskedStream(few, Masker(wordpiece, 3))
-    stream.set_epoch(2)
-
-    def drawn(number: int) -> list[tuple]:
-        loader = DataLoader(stream, batch_size=None, num_workers=number)
-        return [(row["input_ids"].tolist(), row["labels"].tolist()) for row in loader]
-
-    alone, together = drawn(0), drawn(2)
-    assert len(alone) == 50
-    assert sorted(together) == sorted(alone)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_on_pass_after_pass_divided_among_workers(wordpiece, rows, workers):
+    few = rows.select(range(51))  # odd: each worker has other rows in each pass
+    loader = DataLoader(MaskedStream(few, Masker(wordpiece, 3)), batch_size=None, num_workers=workers)
+    drawn = [(row["input_ids"].tolist(), row["labels"].tolist()) for row in islice(loader, 102)]
     dataset = MaskedDataset(few, Masker(wordpiece, 3))
-    dataset.set_epoch(2)
-    assert alone == list(masked(dataset).values())
+    passes = []
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        passes.append(list(masked(dataset).values()))
+    assert drawn == passes[0] + passes[1]
+
+
+def test_a_stream_without_rows_has_an_end(wordpiece):
+    with pytest.raises(ValueError, match="the stream holds no rows"):
+        next(iter(MaskedStream([], Masker(wordpiece, 3))))
 
 
 def test_collator_pads_labels_with_what_the_loss_ignores(wordpiece):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from . import checksums, results
 from .configuration_linformer import LinformerConfig
@@ -275,12 +275,14 @@ def build_trainer(
 
     training = masker(data.mlm_probability)
     rows: MaskedDataset | MaskedStream
+    callbacks: list[TrainerCallback] = []
     if data.streaming:
         if arguments.max_steps <= 0:
             raise RecipeError("data.streaming has no known length: set training.max_steps.")
         rows = MaskedStream(corpus.train, training)
     else:
         rows = MaskedDataset(corpus.train, training)
+        callbacks.append(EpochCallback(rows))
     validation = masker(data.eval_mlm_probability or data.mlm_probability)
     return Trainer(
         model=model,
@@ -291,7 +293,7 @@ def build_trainer(
         processing_class=corpus.tokenizer,
         preprocess_logits_for_metrics=keep_predictions,
         compute_metrics=masked_accuracy,
-        callbacks=[EpochCallback(rows)],
+        callbacks=callbacks,
     )
 
 

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -153,6 +154,27 @@ class PretrainingData:
 
 
 @dataclass
+class StreamedRows:
+    """Rows of a stream of tokenised documents, from the beginning in each `iter`, also in a DataLoader's worker."""
+
+    tokens: IterableDataset
+    data: PretrainingData
+    length: int
+    tokenizer: PreTrainedTokenizerBase
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        # Not iter(tokens): in a worker that is a share of the files, and nothing where there are fewer than workers.
+        batches = self.tokens.iter(16)
+        documents = (
+            {"ids": ids, "lengths": lengths}
+            for batch in batches
+            for ids, lengths in zip(batch["ids"], batch["lengths"], strict=True)
+        )
+        for row in _rows(documents, self.data, self.length, self.tokenizer, Packed()):
+            yield {"input_ids": row}
+
+
+@dataclass
 class PreparedCorpus:
     """Rows for training and validation (column `input_ids`, with special tokens).
 
@@ -161,7 +183,7 @@ class PreparedCorpus:
         counts: documents, tokens and truncated tokens of each split, for the record.
     """
 
-    train: Dataset | IterableDataset
+    train: Dataset | StreamedRows
     validation: Dataset
     tokenizer: PreTrainedTokenizerBase
     token_counts: np.ndarray
@@ -671,11 +693,8 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
     rows = list(_rows(tokens.take(data.validation_documents), data, length, tokenizer, packed))
     if not packed.tokens:
         raise ValueError(f"{_titles(data)}: the first {data.validation_documents} documents hold no text.")
-    train = IterableDataset.from_generator(
-        _stream_rows,
-        gen_kwargs={"tokens": tokens.skip(data.validation_documents), "arguments": (data, length, tokenizer)},
-    )
-    first = [row["input_ids"] for row in train.take(2000)]
+    train = StreamedRows(tokens.skip(data.validation_documents), data, length, tokenizer)
+    first = [row["input_ids"] for row in itertools.islice(train, 2000)]
     head = Dataset.from_dict({"input_ids": first}, features=_ROW_FEATURES)
     if not len(head):
         raise ValueError(
@@ -694,12 +713,6 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
             "rows": {"validation": asdict(packed)},
         },
     )
-
-
-def _stream_rows(tokens: IterableDataset, arguments: tuple) -> Iterator[dict[str, list[int]]]:
-    data, length, tokenizer = arguments
-    for row in _rows(tokens, data, length, tokenizer, Packed()):
-        yield {"input_ids": row}
 
 
 def _place(name: str) -> float:

@@ -1,9 +1,10 @@
 """BERT's masking as a pure function of (seed, epoch, row), so that a resumed run masks as the uninterrupted one.
 
 A collator that draws from a running generator does not: after a resume it stands elsewhere in its stream. Here every
-row seeds its own generator. Trainer tells the epoch through `EpochCallback`.
+row seeds its own generator. Trainer tells the epoch through `EpochCallback`; a stream counts its passes itself.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -100,10 +101,15 @@ class MaskedDataset(torch.utils.data.Dataset):
 
     def __init__(self, rows: Dataset, masker: Masker, static: bool = False):
         self.rows, self.masker, self.static = rows, masker, static
-        self.epoch = 0
+        # Shared with a DataLoader's workers, which may live for many epochs (dataloader_persistent_workers).
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = 0 if self.static else epoch
+        self._epoch.fill_(0 if self.static else epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -121,28 +127,36 @@ class MaskedDataset(torch.utils.data.Dataset):
 
 
 class MaskedStream(torch.utils.data.IterableDataset):
-    """The same for rows that are read as a stream: a row's number in the stream seeds its masks."""
+    """The same for rows that are read as a stream, again and again: pass and number in it seed a row's masks.
+
+    Without an end, for Trainer does not know a stream's length: it would begin the second pass without noting that, and
+    a resumed run would stand elsewhere. So a run's place is the number of its step alone.
+
+    Args:
+        rows: read from the beginning by each `iter`, at least one, and the same in each worker of a DataLoader.
+    """
 
     def __init__(self, rows: Iterable[dict[str, Any]], masker: Masker):
         self.rows, self.masker = rows, masker
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         number, of = (worker.id, worker.num_workers) if worker else (0, 1)
-        for index, row in enumerate(self.rows):
-            if index % of == number:
-                inputs, labels = self.masker(row["input_ids"], self.epoch, index)
-                yield {"input_ids": inputs, "labels": labels}
+        drawn = 0  # over all passes: else one worker would be ahead of another where the rows do not divide evenly
+        for epoch in itertools.count():
+            for index, row in enumerate(self.rows):
+                if drawn % of == number:
+                    inputs, labels = self.masker(row["input_ids"], epoch, index)
+                    yield {"input_ids": inputs, "labels": labels}
+                drawn += 1
+            if not drawn:
+                raise ValueError("the stream holds no rows.")
 
 
 class EpochCallback(TrainerCallback):
     """Tells the training rows which epoch they are in. Accelerate does so only where its sampler has no epoch."""
 
-    def __init__(self, dataset: MaskedDataset | MaskedStream):
+    def __init__(self, dataset: MaskedDataset):
         self.dataset = dataset
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -69,7 +69,8 @@ def text_rows(
             cache_dir=cache_dir,
         )
         prepared = prepare(data, length)
-        return prepared.train["input_ids"], prepared.validation["input_ids"]
+        train: Any = prepared.train
+        return train["input_ids"], prepared.validation["input_ids"]
 
     sources = corpus_sources(corpus) if corpus else []  # first: what is not there is said at once
     _, unseen = rows([Source(kind="demo", name=UNSEEN)], 0.999)
