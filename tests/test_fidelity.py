@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from linformer_hf import fidelity
+from linformer_hf import fidelity, results
 from linformer_hf.convert import convert_model
 from linformer_hf.data.masking import Masker
 from linformer_hf.results import read_json
@@ -112,7 +112,7 @@ def test_the_report_is_whole_and_written(source, held_out, tmp_path):
     for part in ("plays", "manuals", "| 48 | ", "`gated_pool` with a band of 3 x 3 single tokens", "8 rows"):
         assert part in text
     assert ("same masked token" in text) == (source.head == "ForMaskedLM")
-    card = fidelity.card(student, source, content, {"parameters": 12345})
+    card = results.model_card(**fidelity.card(student, source, content, {"parameters": 12345}))
     for part in ("12,345", "fidelity.png", fidelity.summary_table(content["lengths"]), "N = 48, K = 12"):
         assert part in card
     auto = "AutoModelForMaskedLM" if source.head == "ForMaskedLM" else "AutoModel"
@@ -285,12 +285,13 @@ def test_the_card_word_by_word(tiny_source, tmp_path):
     metrics = {"parameters": 12345, "wall time, s": 1.5}
     for name, base in (("acme/bert", "base_model: acme/bert\n"), (str(tmp_path / "bert"), "")):
         (tmp_path / "bert").mkdir(exist_ok=True)
-        card = fidelity.card(student, replace(source, name=name), fixed({"48": 0.125}), metrics)
+        card = results.model_card(**fidelity.card(student, replace(source, name=name), fixed({"48": 0.125}), metrics))
         assert card.strip() == CARD.format(name=name, base=base).strip()
 
 
 def test_the_card_of_an_official_linformer_claims_no_measurement(tiny_source):
     source = read_source(str(tiny_source()))
-    card = fidelity.card(convert_model(source, projected_length=12), source, None, {"parameters": 1})
+    facts = fidelity.card(convert_model(source, projected_length=12), source, None, {"parameters": 1})
+    card = results.model_card(**facts)
     assert "nothing is approximated" in card
     assert "fidelity" not in card

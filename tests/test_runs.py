@@ -20,6 +20,7 @@ from linformer_hf.data.corpus import prepare
 from linformer_hf.data.masking import MaskedDataset, Masker
 from linformer_hf.finetune import finetune
 from linformer_hf.pretrain import pretrain, read_recipe
+from linformer_hf.results import model_card
 
 
 N = 32
@@ -382,10 +383,13 @@ def test_model_card(request, run, pipeline, auto_class):
     assert f"{auto_class}.from_pretrained(" in card.text
     assert "{{" not in card.text
     metrics = results_of(folder)["metrics"]
+    assert (folder / "README.md").read_text(encoding="utf-8") == model_card(**results_of(folder)["card"])
+    reported = {result.metric_type: result.metric_value for result in card.data.eval_results}
     if run == "finetuned":
-        reported = {result.metric_type: result.metric_value for result in card.data.eval_results}
         assert reported == {"accuracy": metrics["test_accuracy"], "f1": metrics["test_f1"]}
     else:
+        masked = metrics["validation_masked_accuracy"]
+        assert reported == {"perplexity": metrics["validation_perplexity"], "accuracy": masked}
         assert f"| validation perplexity | {metrics['validation_perplexity']:.4g} |" in card.text
 
 

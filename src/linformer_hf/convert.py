@@ -247,5 +247,6 @@ def _save(
     measured = {"parameters": content["parameters"], "wall time of the conversion, s": content["wall_seconds"]}
     if report is not None:
         measured["calibration, s"] = report["calibration_seconds"]
-    results.write_text(folder / results.CARD_FILE, fidelity.card(model, source, report, measured))
+    content["card"] = fidelity.card(model, source, report, measured)
+    results.write_card(folder, content["card"])
     results.write_json(folder / results.RESULTS_FILE, content)

@@ -76,6 +76,7 @@ SECTIONS = {
     "distillation": Distillation,
     "data": PretrainingData,
     "training": TrainingArguments,
+    "card": results.CardMetadata,
 }
 
 
@@ -325,7 +326,8 @@ def report(
         "training, s": metrics["train_runtime"],
         "wall time, s": time.time() - started,
     }
-    results.write_text(folder / results.CARD_FILE, fidelity.card(student, source, content, measured))
+    facts = {**fidelity.card(student, source, content, measured), **results.metadata_of(recipe)}
+    results.write_card(folder, facts)
     results.write_json(
         folder / results.RESULTS_FILE,
         {
@@ -334,6 +336,7 @@ def report(
             **results.environment(args.seed, args.device, results.training_dtype(trainer)),
             "data": counts,
             "metrics": measured,
+            "card": facts,
             "fidelity": content,
             "peak_memory_mib": results.peak_memory_mib(args.device),
             "history": trainer.state.log_history,

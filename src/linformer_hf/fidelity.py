@@ -415,25 +415,28 @@ def card(
     source: Source,
     content: Mapping[str, Any] | None,
     metrics: Mapping[str, Any],
-) -> str:
-    """The model card; `content` is fidelity.json's, or None for an official Linformer, which is taken over exactly."""
+) -> dict[str, Any]:
+    """What the model card says (see results.model_card).
+
+    `content` is fidelity.json's, or None for an official Linformer, which is taken over exactly.
+    """
     notes = "An official Linformer's own weights under other names: nothing is approximated."
     if content is not None:
         notes = (
             f"{summary_table(content['lengths'])}\n\nMeasured on text that was not trained or calibrated on; "
             f"`{REPORT_FILE}` has the layers and says what the columns mean."
         )
-    return results.model_card(
-        title=f"Linformer from {Path(source.name).name}",
-        summary=f"`{source.name}` ({source.architecture}) with attention shortened: {describe(model)}.",
-        metrics=metrics,
-        notes=notes,
-        limits=(
+    return {
+        "title": f"Linformer from {Path(source.name).name}",
+        "summary": f"`{source.name}` ({source.architecture}) with attention shortened: {describe(model)}.",
+        "metrics": metrics,
+        "notes": notes,
+        "limits": (
             "It knows what its source knows, less exactly on inputs longer than K tokens, and shares its biases. "
             "Positions beyond the source's own length were never pretrained. The source's licence applies."
         ),
-        auto_class="AutoModel" if source.head == "Model" else f"AutoModel{source.head}",
-        pipeline_tag=PIPELINES[source.head],
-        picture=("fidelity", PLOT_FILE) if content is not None else None,
-        base_model=None if Path(source.name).exists() else source.name,
-    )
+        "auto_class": "AutoModel" if source.head == "Model" else f"AutoModel{source.head}",
+        "pipeline_tag": PIPELINES[source.head],
+        "picture": ("fidelity", PLOT_FILE) if content is not None else None,
+        "base_model": None if Path(source.name).exists() else source.name,
+    }

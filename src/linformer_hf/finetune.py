@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -59,7 +58,7 @@ class FinetuneModel:
         return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
 
 
-SECTIONS = {"model": FinetuneModel, "data": TaskData, "training": TrainingArguments}
+SECTIONS = {"model": FinetuneModel, "data": TaskData, "training": TrainingArguments, "card": results.CardMetadata}
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -186,27 +185,23 @@ def report(
     start = "random weights" if model.get("random_weights") else "pretrained weights"
     title = f"{task.name}, from {start}"
     results.plot_curve(folder / results.CURVE_FILE, trainer.state.log_history, title)
-    results.write_text(folder / results.CARD_FILE, card(content, title))
+    content["card"] = card(content, title)
+    results.write_card(folder, content["card"])
     results.write_json(folder / results.RESULTS_FILE, content)
 
 
-def card(content: dict[str, Any], title: str) -> str:
+def card(content: dict[str, Any], title: str) -> dict[str, Any]:
+    """What the model card says (see results.model_card)."""
     metrics, task = content["metrics"], content["task"]
     rows = {name.replace("_", " "): value for name, value in metrics.items()}
     rows |= {f"baseline: {name.replace('_', ' ')}": value for name, value in content["baselines"].items()}
     rows |= {"wall time, s": content["wall_seconds"], "peak memory, MiB": content["peak_memory_mib"]}
     evaluated = [
-        EvalResult(
-            task_type="text-classification",
-            dataset_type=task,
-            dataset_name=task,
-            metric_type=name.removeprefix("test_"),
-            metric_value=value,
-        )
+        {"dataset": task, "split": "test", "metric": name.removeprefix("test_"), "value": value}
         for name, value in metrics.items()
         if name.startswith("test_") and name != "test_rows"
     ]
-    return results.model_card(
+    return dict(
         title=title,
         summary=(
             f"`{content['recipe']['model']['checkpoint']}` fine-tuned on `{task}` for {content['steps']:,} steps."
@@ -219,5 +214,6 @@ def card(content: dict[str, Any], title: str) -> str:
         ),
         auto_class="AutoModelForSequenceClassification",
         pipeline_tag="text-classification",
-        results=evaluated,
+        evaluated=evaluated,
+        **results.metadata_of(content["recipe"]),
     )

@@ -84,7 +84,13 @@ class Stage:
     training: dict[str, Any]
 
 
-SECTIONS = {"model": ModelSection, "data": PretrainingData, "training": TrainingArguments, "stages": list[Stage]}
+SECTIONS = {
+    "model": ModelSection,
+    "data": PretrainingData,
+    "training": TrainingArguments,
+    "stages": list[Stage],
+    "card": results.CardMetadata,
+}
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -335,13 +341,16 @@ def report(
     }
     title = f"Linformer, {content['parameters'] / 1e6:.1f} M parameters, N = {model.config.max_position_embeddings}"
     results.plot_curve(folder / results.CURVE_FILE, history, title, {"unigram baseline": baseline["loss"]})
-    results.write_text(folder / results.CARD_FILE, card(content, model.config, title))
+    content["card"] = card(content, model.config, title)
+    results.write_card(folder, content["card"])
     results.write_json(folder / results.RESULTS_FILE, content)
 
 
-def card(content: dict[str, Any], config: LinformerConfig, title: str) -> str:
+def card(content: dict[str, Any], config: LinformerConfig, title: str) -> dict[str, Any]:
+    """What the model card says (see results.model_card)."""
     metrics = content["metrics"]
-    return results.model_card(
+    measured = (("perplexity", "validation_perplexity"), ("accuracy", "validation_masked_accuracy"))
+    return dict(
         title=title,
         summary=(
             f"A Linformer encoder ({config.num_hidden_layers} layers, {config.hidden_size} wide, "
@@ -366,4 +375,16 @@ def card(content: dict[str, Any], config: LinformerConfig, title: str) -> str:
         ),
         auto_class="AutoModelForMaskedLM",
         pipeline_tag="fill-mask",
+        evaluated=[
+            {"dataset": corpus_name(content["recipe"]["data"]), "split": "held-out documents"}
+            | {"metric": metric, "value": metrics[name]}
+            for metric, name in measured
+        ],
+        **results.metadata_of(content["recipe"]),
     )
+
+
+def corpus_name(data: dict[str, Any]) -> str:
+    """What a recipe's sources are called."""
+    named = [source.get("name") or Path(source["path"]).name for source in data["sources"] if len(source) > 1]
+    return " + ".join(named) or data["sources"][0]["kind"]

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -400,6 +401,31 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
+@dataclass
+class CardMetadata:
+    """Section `card` of a recipe: what only its author knows, for the model card's metadata.
+
+    Args:
+        license: of the weights, by the Hub's identifier, such as apache-2.0.
+        language: codes such as en.
+        datasets: Hub names of what it was trained on.
+    """
+
+    license: str | None = None
+    language: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+
+
+def metadata_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's section `card`, as model_card takes it."""
+    return {key: value for key, value in (recipe.get("card") or {}).items() if value}
+
+
+def write_card(folder: Path, facts: Mapping[str, Any]) -> None:
+    """README.md; `facts` are the arguments of model_card."""
+    write_text(folder / CARD_FILE, model_card(**facts))
+
+
 def model_card(
     *,
     title: str,
@@ -409,26 +435,46 @@ def model_card(
     limits: str,
     auto_class: str,
     pipeline_tag: str,
-    datasets: Sequence[str] | None = None,
-    results: list[EvalResult] | None = None,
-    picture: tuple[str, str] | None = ("training curve", CURVE_FILE),
+    evaluated: Sequence[Mapping[str, Any]] = (),
+    picture: Sequence[str] | None = ("training curve", CURVE_FILE),
     base_model: str | None = None,
+    license: str | None = None,
+    language: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
 ) -> str:
     """The README.md of a checkpoint, with the Hub's metadata block.
 
+    A function of plain data, which results.json keeps as `card`: the page can be rendered again from that.
+
     Args:
         metrics: becomes the table, in order.
+        evaluated: for the metadata's model-index; `dataset` (a name), `split`, `metric` and `value` of each number.
         picture: its description and its file in the same folder.
         base_model: Hub name of the model that this one was made from.
+        license, language, datasets: as the recipe's section `card` says.
     """
+    found = [
+        EvalResult(
+            task_type=pipeline_tag,
+            dataset_type=one["dataset"],
+            dataset_name=one["dataset"],
+            dataset_split=one["split"],
+            metric_type=one["metric"],
+            metric_value=one["value"],
+            verified=False,
+        )
+        for one in evaluated
+    ]
     data = ModelCardData(
         library_name="transformers",
+        license=license,
+        language=list(language) if language else None,
         pipeline_tag=pipeline_tag,
         tags=["linformer", "efficient-attention"],
         datasets=list(datasets) if datasets else None,
         base_model=base_model,
-        model_name=title if results else None,
-        eval_results=results,
+        model_name=title if found else None,
+        eval_results=found or None,
     )
     table = markdown_table(["", ""], list(metrics.items()))
     card = ModelCard.from_template(
