@@ -140,18 +140,20 @@ def attempt(command: list[str], folder: Path, change: int | None = None, seconds
     if process.exitcode is None:
         process.kill()
     said = note.with_suffix(".log").read_text(errors="replace")
-    assert process.exitcode in (0, -signal.SIGKILL), said
+    assert process.exitcode in (0, -signal.SIGKILL), f"{process.exitcode}\n{said}"
     found = note.read_text()
     assert found, said
     return found
 
 
 def assert_equal_runs(folder: Path, other: Path) -> None:
-    """Weights, optimizer, losses of every step and metrics, all to the last bit."""
+    """Weights, optimizer, losses of every step and metrics, all to the last bit.
+
+    Equal losses of every step mean that the same rows were read with the same masks, none twice and none left out.
+    """
     assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     ours, theirs = last_whole_checkpoint(folder), last_whole_checkpoint(other)
     assert ours.name == theirs.name == f"checkpoint-{STEPS}"
-    assert len(list(folder.glob("checkpoint-*"))) == len(list(other.glob("checkpoint-*"))) == 2
     states = [torch.load(path / "optimizer.pt", weights_only=True)["state"] for path in (ours, theirs)]
     assert states[0].keys() == states[1].keys()
     for number, state in states[0].items():
@@ -160,11 +162,11 @@ def assert_equal_runs(folder: Path, other: Path) -> None:
     metrics = [{k: v for k, v in run["metrics"].items() if not k.endswith(", s")} for run in (found, wanted)]
     assert metrics[0] == metrics[1]
     kept = ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss")
-    curves = [[{key: row.get(key) for key in kept} for row in run["history"]] for run in (found, wanted)]
+    curves = [
+        [{key: row.get(key) for key in kept} for row in run["history"] if "loss" in row or "eval_loss" in row]
+        for run in (found, wanted)
+    ]
     assert curves[0] == curves[1]
-    assert [row["step"] for row in found["history"] if "loss" in row] == sorted(
-        {row["step"] for row in wanted["history"] if "loss" in row}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -192,15 +194,15 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(name, recipes, whole, p
     draw, phases = random.Random(name), collections.Counter()
     for run in range(torture.times(1, 3)):
         folder = place / f"killed-{name.replace(' ', '-')}-{run}"
-        wanted = torture.times(1, 4)
-        for kill in range(wanted):
-            # Half by files, since to write one takes moments; later kills further on, for --resume gets further.
-            far = (kill + draw.random()) / wanted
+        for kill in range(torture.times(1, 4)):
+            # Every other one by files, since to write one takes moments only.
+            far = draw.uniform(0.02, 0.8)
             moment = {"change": 1 + int(far * changes)} if (kill + run) % 2 == 0 else {"seconds": far * seconds}
             found = attempt([*recipes[name], "--resume"], folder, **moment)
-            if found.startswith("ended"):
+            if not found.startswith("ended"):
+                phases[found.partition(":")[0]] += 1
+            if (folder / "results.json").exists():
                 break
-            phases[found.partition(":")[0]] += 1
         if not (folder / "results.json").exists():
             assert attempt([*recipes[name], "--resume"], folder).startswith("ended")
         assert_equal_runs(folder, expected)

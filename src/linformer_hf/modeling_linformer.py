@@ -70,6 +70,7 @@ BLOCK = 512
 # A row as a batch of its own costs some calls more: on average it must save so many tokens of padding, or, where blocks
 # save memory, be so long.
 WORTH_PACKING, WORTH_BLOCKS = 64, 256
+ID_TYPES = (torch.int64, torch.int32)
 # A function that gives the projection: were the module an argument itself, hooks that bring a layer's weights from
 # elsewhere (accelerate) would try to move it too.
 SharedProjection = Callable[[], LinformerProjection | None]
@@ -85,6 +86,13 @@ def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ign
     if bool(bad.any()):
         allowed = f"0 to {upper - 1}" + (f" or {ignore_index} (ignored)" if ignore_index is not None else "")
         raise ValueError(f"{name} holds {ids[bad][0].item()}, but {limit} allows {allowed}.")
+
+
+def check_shape(name: str, given: torch.Tensor | None, *allowed: tuple[int, ...]) -> None:
+    """Raise a ValueError unless `given` has one of these shapes; eager tensors only."""
+    if given is not None and not is_tracing(given) and tuple(given.shape) not in allowed:
+        shapes = " or ".join(str(list(shape)) for shape in allowed)
+        raise ValueError(f"{name} must be of shape {shapes}, got {list(given.shape)}.")
 
 
 def mean_loss(total: torch.Tensor, count: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None):
@@ -103,6 +111,7 @@ def cross_entropy(
     ignore_index: int = -100,
 ) -> torch.Tensor:
     """Mean cross entropy of logits [n, classes] against labels [n], in float32; 0 if every label is ignored."""
+    check_shape("labels (ids of classes), flattened,", labels, (logits.shape[0],))
     labels = labels.to(logits.device)
     total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
     return mean_loss(total, (labels != ignore_index).sum(), num_items_in_batch)
@@ -751,7 +760,11 @@ class LinformerModel(LinformerPreTrainedModel):
         check_range("token_type_ids", token_type_ids, self.config.type_vocab_size, "type_vocab_size")
         check_range("position_ids", position_ids, self.config.max_position_embeddings, "max_position_embeddings")
 
-        tokens = RealTokens.from_mask(attention_mask, given.shape[1], given.device)
+        rows, length = given.shape[:2]
+        for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+            check_shape(name, ids, (rows, length), (1, length), (length,))
+
+        tokens = RealTokens.from_mask(attention_mask, length, given.device)
         packs = self._packs(given, tokens, kwargs)
         in_blocks = packs and not torch.is_grad_enabled() and not self.training
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, tokens, in_blocks)
@@ -812,6 +825,9 @@ class LinformerModel(LinformerPreTrainedModel):
 
     def _check_inputs(self, given: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: dict) -> None:
         """Refuse what would give a wrong answer: too long an input, a mask of another meaning, decoder arguments."""
+        dimensions, meaning = (2, "[batch, length]") if given.dtype in ID_TYPES else (3, "[batch, length, hidden_size]")
+        if given.dim() != dimensions or given.shape[1] == 0:
+            raise ValueError(f"The input must be {meaning} with at least one token in a row, got {list(given.shape)}.")
         batch, length = given.shape[:2]
         if length > self.config.max_position_embeddings:
             raise ValueError(
@@ -883,6 +899,7 @@ class LinformerForMaskedLM(LinformerPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         hidden_states = outputs.last_hidden_state
+        check_shape("labels", labels, tuple(hidden_states.shape[:2]))
         if labels is not None and self.training and self.config.sparse_prediction:
             labelled = labels != -100
             hidden_states, labels = hidden_states[labelled], labels[labelled]  # [n, C], [n]

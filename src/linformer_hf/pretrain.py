@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 
 from . import checksums, results
 from .configuration_linformer import LinformerConfig
-from .data.corpus import PreparedCorpus, PretrainingData, load_tokenizer, prepare
+from .data.corpus import PreparedCorpus, PretrainingData, load_tokenizer, prepare, stored
 from .data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
 from .modeling_linformer import LinformerForMaskedLM
 from .recipe import Recipe, RecipeError, check_type, load_recipe
@@ -206,9 +206,9 @@ def train_legs(
     for leg in legs:
         with leg.arguments.main_process_first(desc="preparing the corpus"):
             corpus = prepare(data, leg.length)
-            if begun_with and load_tokenizer(begun_with).get_vocab() != corpus.tokenizer.get_vocab():
-                logger.warning("The tokenizer is not that of the interrupted run: taking %s's instead.", begun_with)
-                corpus = prepare(replace(data, tokenizer=begun_with), leg.length)
+            if begun_with and begun_with.get_vocab() != corpus.tokenizer.get_vocab():
+                logger.warning("The tokenizer is not that of the interrupted run: taking that one's instead.")
+                corpus = prepare(replace(data, tokenizer=stored(begun_with, data.cache_dir)), leg.length)
         corpus.tokenizer.model_max_length = n
         if model is None:
             model = build_model(recipe, corpus.tokenizer)
@@ -240,15 +240,15 @@ def train_legs(
     return trainer, corpus, history, totals
 
 
-def used_tokenizer(legs: list[Leg]) -> str | None:
-    """A folder with the tokenizer that the interrupted run trained with; None if it had not come to a checkpoint.
+def used_tokenizer(legs: list[Leg]) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that the interrupted run trained with; None if it had not come to a checkpoint.
 
     The cache may have lost that one (another machine, a damaged folder), and one trained anew has other ids.
     """
     for leg in legs:
         place = leg.folder if (leg.folder / STAGE_FILE).exists() else results.last_whole_checkpoint(leg.folder)
         if place:
-            return str(place)
+            return load_tokenizer(str(place))  # now: the checkpoint is removed when newer ones are written
     return None
 
 
