@@ -1,20 +1,26 @@
 """kill -9 where several processes are at work: two that share a run, the torchrun above them, a sweep's cells."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 
 import torture
+from linformer_hf import cli
+from linformer_hf.cells import folder_name
 from linformer_hf.results import last_whole_checkpoint
-from test_kills import STEPS, assert_equal_runs
+from test_kills import STEPS, assert_equal_runs, victim
 from test_processes import HALF, TORCHRUN, script
-from test_runs import MODEL, TRAINING, tiny_data, write_recipe
+from test_runs import MODEL, TRAINING, results_of, tiny_data, write_recipe
 
 
 LIMIT_SECONDS = 120
@@ -134,3 +140,69 @@ def test_two_processes_killed_one_or_all_end_as_if_they_had_not_been(start, whol
             assert ends(start(folder)) == 0, log_of(folder)
         assert_equal_runs(folder, whole)
     torture.record("killed runs end bit-identical", run="two processes", kills=kills, phases=where)
+
+
+@pytest.fixture(scope="module")
+def sweep(recipe, place) -> tuple[str, dict[str, Path]]:
+    """A sweep of two cells that share the machine, and each of its cells run by itself."""
+    cells = {"K = 8": [], "K = 16": ["model.projected_length=16"]}
+    section = {"output_dir": str(place / "out"), "recipe": recipe, "cells": cells, "seeds": [5], "jobs": 2}
+    alone = {name: place / f"alone-{len(changes)}" for name, changes in cells.items()}
+    for name, folder in alone.items():
+        overrides = [*cells[name], "training.seed=5", f"training.output_dir={folder}"]
+        assert cli.main(["pretrain", recipe, *overrides]) == 0
+    return write_recipe(place / "sweep.yaml", sweep=section), alone
+
+
+def swept(recipe: str, folder: Path, change: int | None = None, seconds: float | None = None) -> str:
+    """Run the sweep in a forked process; where it was killed, or how it ended.
+
+    Args:
+        change: of the sweep's own files, at which it is killed.
+        seconds: after the first checkpoint of a cell, when it is killed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    note = folder.with_suffix(".note")
+    arguments = ["sweep", recipe, f"sweep.output_dir={folder}"]
+    process = context.Process(target=victim, args=(arguments, change, None, note, folder.parent))
+    process.start()
+    children = []
+    until = time.monotonic() + LIMIT_SECONDS
+    while process.exitcode is None and time.monotonic() < until:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(process.pid).children(recursive=True) or children
+        if seconds is not None and any(folder.glob("*/*/checkpoint-*")):
+            time.sleep(seconds)
+            break
+        process.join(0.02)
+    process.kill()
+    process.join()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    for child in alive:
+        child.kill()
+    assert not alive, "cells train on without their sweep"
+    assert process.exitcode in (0, -signal.SIGKILL), note.with_suffix(".log").read_text(errors="replace")
+    return note.read_text() or "cells: by the clock"
+
+
+@pytest.mark.torture
+def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(sweep, place):
+    recipe, alone = sweep
+    draw, phases = random.Random(0), Counter()
+    for run in range(torture.times(1, 3)):
+        folder = place / f"sweep-{run}"
+        for kill in range(torture.times(1, 3)):
+            # At a change of the sweep's own files (it makes 18), or while its cells run.
+            moment = {"change": draw.randint(1, 17)} if (kill + run) % 2 else {"seconds": draw.uniform(0, 0.5)}
+            found = swept(recipe, folder, **moment)
+            phases[found.partition(":")[0]] += not found.startswith("ended")
+            if (folder / "results.json").exists():
+                break
+        if not (folder / "results.json").exists():
+            assert swept(recipe, folder).startswith("ended")
+        cells = results_of(folder)["cells"]
+        for name, one in alone.items():
+            assert_equal_runs(folder / folder_name(name) / "seed-5", one)
+            assert cells[name]["5"]["metrics"] == results_of(one)["metrics"]
+    assert sum(phases.values()) > 0
+    torture.record("killed runs end bit-identical", run="sweep", kills=sum(phases.values()), phases=dict(phases))
