@@ -57,18 +57,21 @@ def handlers(handlers: dict[signal.Signals, Callable[[int, Any], None]]) -> Iter
 
 
 def end_with_parent() -> None:
-    """Kill this process when the one that $LINFORMER_HF_PARENT names is gone.
+    """Kill this process when the one that $LINFORMER_HF_PARENT names is gone, or the torchrun that started it.
 
-    After a kill -9 of a sweep its runs would write where the next start of it begins them anew.
+    After a kill -9 of a sweep or of torchrun its runs would write where the next start of it goes on or begins anew.
     """
-    if PARENT not in os.environ:
+    parents = [int(os.environ[PARENT])] if PARENT in os.environ else []
+    if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:  # that is, torchrun started this very process
+        parents.append(os.getppid())
+    if not parents:
         return
-    parent = int(os.environ[PARENT])
 
     def watch() -> None:
         while True:
             try:
-                os.kill(parent, 0)  # sends nothing
+                for parent in parents:
+                    os.kill(parent, 0)  # sends nothing
             except OSError:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.2)

@@ -206,10 +206,19 @@ def loading(checkpoint: str) -> Iterator[None]:
         raise ValueError(f"the checkpoint {checkpoint!r} cannot be loaded: {reason}") from error
 
 
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Whole or not, by step."""
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=_step)
+
+
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest `checkpoint-<step>` that is whole, or None. Half-written and damaged ones are named in the log."""
-    steps = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.rpartition("-")[2].isdigit()]
-    for checkpoint in sorted(steps, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+    for checkpoint in reversed(_checkpoints(folder)):
         problem = _incomplete(checkpoint)
         if problem is None:
             return checkpoint
@@ -263,6 +272,20 @@ def _ended(folder: Path) -> list[Path]:
     return ended
 
 
+def _set_aside(folder: Path, checkpoint: Path | None) -> None:
+    """Clear away what lies beyond the checkpoint that a run goes on from: half-written ones, and damaged ones renamed.
+
+    Trainer counts them for `save_total_limit`, as the newest ones, and would remove the run's next checkpoint instead.
+    """
+    ended = _ended(folder)
+    for other in _checkpoints(folder):
+        if checkpoint is None or _step(other) > _step(checkpoint):
+            aside = folder / f"damaged-{other.name}"
+            shutil.rmtree(aside if other in ended else other, ignore_errors=True)
+            if other in ended:
+                other.rename(aside)
+
+
 class _Seal(TrainerCallback):
     """Lists the files of every checkpoint, once all processes have written theirs; notes that training has begun."""
 
@@ -276,6 +299,20 @@ class _Seal(TrainerCallback):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and checkpoint.is_dir():
             checksums.write(checkpoint)
+
+
+def _random_states_before_state(trainer: Trainer) -> None:
+    """Let the main process wait for the others' files of a checkpoint before it writes trainer_state.json.
+
+    That file is what a checkpoint is known by as written to its end, and older ones are removed after it.
+    """
+    save = trainer._save_rng_state  # what the other processes write, and the last thing before that
+
+    def save_together(output_dir: str) -> None:
+        save(output_dir)
+        trainer.accelerator.wait_for_everyone()
+
+    trainer._save_rng_state = save_together
 
 
 def environment(seed: int, device: torch.device, dtype: str) -> dict[str, Any]:
@@ -517,6 +554,8 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
                 f"{'; '.join(f'{name}: {problem}' for name, problem in damaged.items())}. Restore one from a copy, or "
                 "delete them to begin anew."
             )
+        if trainer.is_world_process_zero():
+            _set_aside(folder, checkpoint)
         logger.warning("Resuming from %s.", checkpoint or f"the beginning: {folder} has no whole checkpoint yet")
     filtered = bool((recipe.get("training") or {}).get("logging_nan_inf_filter"))
     trainer.args.logging_nan_inf_filter = filtered
@@ -525,6 +564,7 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
     trackers.prepare(trainer)
     seal = _Seal()
     trainer.add_callback(seal)
+    _random_states_before_state(trainer)
     with watch.signals(), writing(folder):
         try:
             metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
@@ -558,8 +598,8 @@ def writing(folder: Path) -> Iterator[None]:
         if getattr(error, "errno", None) not in FULL and not any(text in reason for text in FULL_TEXTS):
             raise
         if is_main_process():
-            for half in folder.glob("checkpoint-*"):
-                if half.is_dir() and _incomplete(half):
+            for half in _checkpoints(folder):
+                if _incomplete(half):
                     shutil.rmtree(half)  # it takes the room that is missing
         checkpoint = last_whole_checkpoint(folder)
         whole = f"the last whole checkpoint is {checkpoint}" if checkpoint else "there is no whole checkpoint"
