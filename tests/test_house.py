@@ -27,6 +27,7 @@ FLOORS = {
     "key_tables": 0,
     "paper": 0,
     "checksums": 0,
+    "full_disk": 0,
     "recipe": 0,
     "projection_linformer": 1,
     "modeling_linformer": 2,

@@ -198,7 +198,9 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
         # Loaded anew: Trainer has wrapped this one's forward in autocast, and what was saved is what is reported on.
         saved = load_student(replace(section, student=str(folder)), source)[0].eval()
         content = fidelity.report(source, teacher.to("cpu"), saved, held_out, difference)
-        report(trainer, saved, folder, recipe.raw, source, content, corpus.counts, {**trained, **evaluated}, started)
+        measured = {**trained, **evaluated}
+        with results.writing(folder):
+            report(trainer, saved, folder, recipe.raw, source, content, corpus.counts, measured, started)
         print(f"Distilled model, {fidelity.REPORT_FILE} and {results.RESULTS_FILE}: {folder.resolve()}")
     return folder
 

@@ -144,7 +144,8 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     tested = trainer.evaluate(splits["test"], metric_key_prefix="test")
     results.save_final(trainer, folder)
     if trainer.is_world_process_zero():
-        report(trainer, folder, recipe.raw, task, {**trained, **validated, **tested}, time.time() - started)
+        with results.writing(folder):
+            report(trainer, folder, recipe.raw, task, {**trained, **validated, **tested}, time.time() - started)
         print(f"Fine-tuned model, curve and {results.RESULTS_FILE}: {folder.resolve()}")
     return folder
 

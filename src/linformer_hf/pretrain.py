@@ -182,7 +182,8 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     results.save_final(trainer, folder)
     if trainer.is_world_process_zero():
         totals["wall_seconds"] = time.time() - started
-        report(trainer, folder, recipe.raw, corpus, evaluated, history, totals)
+        with results.writing(folder):
+            report(trainer, folder, recipe.raw, corpus, evaluated, history, totals)
         for leg in legs[:-1]:
             shutil.rmtree(leg.folder)
         print(f"Pretrained model, curve and {results.RESULTS_FILE}: {folder.resolve()}")
@@ -233,9 +234,10 @@ def train_legs(
                 "trained_tokens": count_trained(trainer, leg.length),
             }
             if leg is not legs[-1] and trainer.is_world_process_zero():
-                trainer.save_model(str(leg.folder))
-                checksums.write(leg.folder, leg.folder.iterdir())
-                results.write_json(finished, record)
+                with results.writing(leg.folder):
+                    trainer.save_model(str(leg.folder))
+                    checksums.write(leg.folder, leg.folder.iterdir())
+                    results.write_json(finished, record)
             leg.arguments.distributed_state.wait_for_everyone()
         history += [{**row, "step": row["step"] + totals["steps"]} for row in record["history"]]
         totals = {key: total + record[key] for key, total in totals.items()}

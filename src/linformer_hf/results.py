@@ -4,7 +4,6 @@ Every file is written beside its place and then renamed, and results.json comes 
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -29,7 +28,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
-from . import checksums, trackers
+from . import checksums, full_disk, trackers
+from .full_disk import DiskFull
 from .interruption import Interrupted
 from .recipe import ACCESS_TOKEN
 from .watch import AlreadyTrained, Watch
@@ -45,14 +45,6 @@ SUM_KEY = "sha256"
 PACKAGES = ("linformer_hf", "torch", "transformers", "datasets", "tokenizers", "accelerate", "evaluate", "numpy")
 
 OTHER_NAMES = {"optimizer.pt": ("optimizer.bin", "optimizer_0")}
-# How a full disk or quota appears: to the operating system, in safetensors (Rust) and in torch.save.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_TEXTS = (
-    *(f"os error {number}" for number in FULL),
-    *(os.strerror(number) for number in FULL),
-    "PytorchStreamWriter failed",
-    "unexpected pos",
-)
 
 CARD_TEMPLATE = """---
 {{ card_data }}
@@ -189,7 +181,8 @@ def begin_run(folder: Path, recipe: Mapping[str, Any]) -> None:
         for path in folder.glob(".*"):  # what a killed run was writing beside its place
             if re.fullmatch(r"\..+\.\d+(\.png)?", path.name):
                 path.unlink()
-        write_json(folder / RECIPE_FILE, recipe)
+        with writing(folder):
+            write_json(folder / RECIPE_FILE, recipe)
 
 
 @contextlib.contextmanager
@@ -538,7 +531,7 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
     Raises:
         Interrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
         FloatingPointError: the loss or a weight is not finite.
-        OSError: a checkpoint cannot be written.
+        DiskFull: a checkpoint cannot be written.
         ValueError: FSDP is asked for and would not be used; or there are checkpoints and every one is damaged.
     """
     if trainer.args.fsdp and not trainer.is_fsdp_enabled:
@@ -590,12 +583,14 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn what a full disk raises, which is different for every writer, into an OSError that says what is whole."""
+    """Turn what a full disk raises into a DiskFull that says what is whole."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        if getattr(error, "errno", None) not in FULL and not any(text in reason for text in FULL_TEXTS):
+    except DiskFull:
+        raise
+    except Exception as error:
+        reason = full_disk.reason(error)
+        if reason is None:
             raise
         if is_main_process():
             for half in _checkpoints(folder):
@@ -603,7 +598,7 @@ def writing(folder: Path) -> Iterator[None]:
                     shutil.rmtree(half)  # it takes the room that is missing
         checkpoint = last_whole_checkpoint(folder)
         whole = f"the last whole checkpoint is {checkpoint}" if checkpoint else "there is no whole checkpoint"
-        raise OSError(
+        raise DiskFull(
             f"writing to {folder} failed ({reason}); {whole}. Make room and give the same command with --resume."
         ) from error
 

@@ -38,7 +38,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from .. import checksums
+from .. import checksums, full_disk
 from . import demo_texts
 from .packing import Packed, pack, split_tokens
 
@@ -200,6 +200,24 @@ def _beside(target: Path) -> str:
 
 
 @contextlib.contextmanager
+def _room_named(folder: Path) -> Iterator[None]:
+    """Turn what a full disk raises into a DiskFull that names the folders that are written to."""
+    try:
+        yield
+    except full_disk.DiskFull:
+        raise
+    except Exception as error:
+        reason = full_disk.reason(error)
+        if reason is None:
+            raise
+        raise full_disk.DiskFull(
+            f"preparing the corpus failed ({reason}): {folder} or {datasets.config.HF_DATASETS_CACHE} is full, and "
+            "nothing half was left there. Make room and give the same command again, or set data.cache_dir and the "
+            "environment variable HF_DATASETS_CACHE to folders with more of it."
+        ) from error
+
+
+@contextlib.contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `target` when the block ends well. The first process to finish wins."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -272,7 +290,7 @@ def _make(target: Path, write: Callable[[Path, Path | None], None], only: Iterab
     """
     if _whole(target, only):
         return
-    with _alone(target), contextlib.ExitStack() as last:
+    with _room_named(target.parent), _alone(target), contextlib.ExitStack() as last:
         if _whole(target, only):  # another process has made it meanwhile
             return
         damaged = None
