@@ -248,6 +248,7 @@ COMMON_KEYS = {
     "wall_seconds",
     "peak_memory_mib",
     "history",
+    "card",
     "sha256",
 }
 
