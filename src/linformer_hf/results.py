@@ -463,6 +463,18 @@ def write_card(folder: Path, facts: Mapping[str, Any]) -> None:
     write_text(folder / CARD_FILE, model_card(**facts))
 
 
+def _evaluation(task: str, dataset: str, split: str, metric: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type=task,
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split=split,
+        metric_type=metric,
+        metric_value=value,
+        verified=False,
+    )
+
+
 def model_card(
     *,
     title: str,
@@ -490,18 +502,7 @@ def model_card(
         base_model: Hub name of the model that this one was made from.
         license, language, datasets: as the recipe's section `card` says.
     """
-    found = [
-        EvalResult(
-            task_type=pipeline_tag,
-            dataset_type=one["dataset"],
-            dataset_name=one["dataset"],
-            dataset_split=one["split"],
-            metric_type=one["metric"],
-            metric_value=one["value"],
-            verified=False,
-        )
-        for one in evaluated
-    ]
+    found = [_evaluation(pipeline_tag, **one) for one in evaluated]
     data = ModelCardData(
         library_name="transformers",
         license=license,
