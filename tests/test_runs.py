@@ -245,6 +245,7 @@ COMMON_KEYS = {
     "steps",
     "metrics",
     "train_seconds",
+    "skipped_steps",
     "wall_seconds",
     "peak_memory_mib",
     "history",

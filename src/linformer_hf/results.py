@@ -533,8 +533,8 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
     """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics.
 
     Args:
-        recipe: the sections of the recipe. `training.logging_nan_inf_filter: true` in it trains on where the loss is
-            not finite; Trainer's default of that name would hide such a loss.
+        recipe: the sections of the recipe. `training.logging_nan_inf_filter: true` in it skips, and counts, steps
+            whose gradient is not finite; Trainer's default of that name would only hide such a loss.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
@@ -586,7 +586,7 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
     trainer.remove_callback(seal)
     if watch.number:
         raise Interrupted(watch.number, last_whole_checkpoint(folder))
-    return metrics
+    return {**metrics, "skipped_steps": watch.skipped}
 
 
 @contextlib.contextmanager
