@@ -227,7 +227,7 @@ def no_number(monkeypatch):
 
         def loss(self, *arguments, **options):
             result = compute(self, *arguments, **options)
-            return result + value if self.state.global_step == step - 1 and self.is_in_train else result
+            return result * value if self.state.global_step == step - 1 and self.is_in_train else result
 
         monkeypatch.setattr(Trainer, "compute_loss", loss)
 
@@ -243,6 +243,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path, no_number, ca
     assert line.startswith(f"error: the loss is not finite at step {step}; training was stopped.")
     assert (f"The last checkpoint is {folder / f'checkpoint-{last}'}." if last else "There is no checkpoint") in line
     assert last_step(folder) == (last or 0)
+    assert line.count("Its 7 rows begin with '[CLS]") == 1
 
 
 def test_a_weight_that_is_not_finite_is_not_saved(recipe, tmp_path, at_step, monkeypatch, capsys):
@@ -263,12 +264,17 @@ def test_a_weight_that_is_not_finite_is_not_saved(recipe, tmp_path, at_step, mon
     assert last_step(tmp_path / "run") == 3
 
 
-def test_the_check_of_the_loss_can_be_switched_off(recipe, tmp_path, no_number):
+def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(recipe, tmp_path, no_number, caplog):
     no_number(2, float("nan"))
-    folder = f"training.output_dir={tmp_path / 'run'}"
-    off = ["training.logging_nan_inf_filter=true", "training.max_steps=2", 'training.save_strategy="no"']
-    assert cli.main(["pretrain", recipe, folder, *off]) == 0
-    assert (tmp_path / "run" / "results.json").exists()
+    off = ["training.logging_nan_inf_filter=true", "training.max_steps=3", "training.save_steps=1"]
+    assert cli.main(["pretrain", recipe, f"training.output_dir={tmp_path / 'run'}", *off]) == 0
+    results = results_of(tmp_path / "run")
+    assert (results["steps"], results["skipped_steps"]) == (3, 1)
+    assert "Step 2 is skipped: its gradient is not finite. Its 7 rows begin with '[CLS]" in caplog.text
+    kept = [load_file(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors") for step in (2, 3)]
+    first = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in first.values())
+    assert any(not torch.equal(kept[0][name], value) for name, value in kept[1].items())
 
 
 def test_the_runs_of_a_table_end_with_it(tmp_path):

@@ -245,9 +245,11 @@ COMMON_KEYS = {
     "steps",
     "metrics",
     "train_seconds",
+    "skipped_steps",
     "wall_seconds",
     "peak_memory_mib",
     "history",
+    "card",
     "sha256",
 }
 

@@ -326,6 +326,7 @@ def report(
         "optimizer steps": trainer.state.global_step,
         "validation loss": metrics["eval_loss"],
         "training, s": metrics["train_runtime"],
+        "skipped steps": metrics["skipped_steps"],
         "wall time, s": time.time() - started,
     }
     facts = {**fidelity.card(student, source, content, measured), **results.metadata_of(recipe)}

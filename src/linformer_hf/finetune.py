@@ -177,6 +177,7 @@ def report(
         },
         "baselines": task.baselines,
         "train_seconds": metrics["train_runtime"],
+        "skipped_steps": metrics["skipped_steps"],
         "train_rows_per_second": metrics["train_samples_per_second"],
         "wall_seconds": seconds,
         "peak_memory_mib": results.peak_memory_mib(args.device),

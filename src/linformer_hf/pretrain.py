@@ -208,7 +208,7 @@ def train_legs(
     """
     model: LinformerForMaskedLM | None = None
     history: list[dict[str, Any]] = []
-    totals = {"trained_tokens": 0, "steps": 0, "train_seconds": 0.0}
+    totals = {"trained_tokens": 0, "steps": 0, "train_seconds": 0.0, "skipped_steps": 0}
     begun_with = used_tokenizer(legs) if resume else None
     for leg in legs:
         with leg.arguments.main_process_first(desc="preparing the corpus"):
@@ -231,6 +231,7 @@ def train_legs(
                 "history": trainer.state.log_history,
                 "steps": trainer.state.global_step,
                 "train_seconds": metrics["train_runtime"],
+                "skipped_steps": metrics["skipped_steps"],
                 "trained_tokens": count_trained(trainer, leg.length),
             }
             if leg is not legs[-1] and trainer.is_world_process_zero():
@@ -240,7 +241,7 @@ def train_legs(
                     results.write_json(finished, record)
             leg.arguments.distributed_state.wait_for_everyone()
         history += [{**row, "step": row["step"] + totals["steps"]} for row in record["history"]]
-        totals = {key: total + record[key] for key, total in totals.items()}
+        totals = {key: total + record.get(key, 0) for key, total in totals.items()}
         if leg is not legs[-1]:  # a fresh object, as after a resume: Trainer has wrapped this one's forward
             attention = recipe.values("model").get("attn_implementation")
             with results.loading(str(leg.folder)):

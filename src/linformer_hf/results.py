@@ -456,6 +456,18 @@ def write_card(folder: Path, facts: Mapping[str, Any]) -> None:
     write_text(folder / CARD_FILE, model_card(**facts))
 
 
+def _evaluation(task: str, dataset: str, split: str, metric: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type=task,
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split=split,
+        metric_type=metric,
+        metric_value=value,
+        verified=False,
+    )
+
+
 def model_card(
     *,
     title: str,
@@ -483,18 +495,7 @@ def model_card(
         base_model: Hub name of the model that this one was made from.
         license, language, datasets: as the recipe's section `card` says.
     """
-    found = [
-        EvalResult(
-            task_type=pipeline_tag,
-            dataset_type=one["dataset"],
-            dataset_name=one["dataset"],
-            dataset_split=one["split"],
-            metric_type=one["metric"],
-            metric_value=one["value"],
-            verified=False,
-        )
-        for one in evaluated
-    ]
+    found = [_evaluation(pipeline_tag, **one) for one in evaluated]
     data = ModelCardData(
         library_name="transformers",
         license=license,
@@ -525,8 +526,8 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
     """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics.
 
     Args:
-        recipe: the sections of the recipe. `training.logging_nan_inf_filter: true` in it trains on where the loss is
-            not finite; Trainer's default of that name would hide such a loss.
+        recipe: the sections of the recipe. `training.logging_nan_inf_filter: true` in it skips, and counts, steps
+            whose gradient is not finite; Trainer's default of that name would only hide such a loss.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
@@ -578,7 +579,7 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
     trainer.remove_callback(seal)
     if watch.number:
         raise Interrupted(watch.number, last_whole_checkpoint(folder))
-    return metrics
+    return {**metrics, "skipped_steps": watch.skipped}
 
 
 @contextlib.contextmanager
