@@ -26,8 +26,9 @@ Everything that is not attention is BERT: post-LN layers, learned positions, BER
   gradients a layer then overwrites its input in blocks of `BLOCK` tokens, since all that follows K' and V' is local to
   a token; gradient checkpointing recomputes the same blocks. Results are those of the plain path, which is taken where
   hidden states, attention maps or a hook are to see it, and in graphs.
-- On a CPU, half precision and attention dropout go through `eager_attention_forward` under the name of sdpa too: over K
-  slots it is faster than torch's kernel there. Dropout draws 16 bits for an element.
+- On a CPU, bfloat16 and attention dropout go through `eager_attention_forward` under the name of sdpa too: over K slots
+  it is faster than torch's kernel there. float16 does not: its logits would overflow, which torch's kernel has in
+  float32. Dropout draws 16 bits for an element.
 - Bad ids, labels and masks raise a ValueError on the CPU. On an accelerator that check would stall the queue at every
   step, so there torch's own device-side assertion is left to speak.
 
@@ -324,7 +325,7 @@ class LinformerSelfAttention(nn.Module):
             )
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
-        written_out = dropout > 0 or query.dtype in (torch.bfloat16, torch.float16)
+        written_out = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
         if implementation == "sdpa" and written_out and query.device.type == "cpu" and not is_tracing(query):
             output, _ = eager_attention_forward(  # see the top
                 self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs
