@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -18,6 +20,7 @@ from linformer_hf.data import demo_texts
 from linformer_hf.data.corpus import (
     PretrainingData,
     Source,
+    check_no_null_row,
     check_utf8,
     demo_documents,
     find_files,
@@ -567,6 +570,50 @@ def test_a_character_cut_at_the_end_is_found(tmp_path):
     file = tmp_path / "cut.txt"
     file.write_bytes(b"caf" + "é".encode()[:1])
     assert "byte 3 cannot be read (unexpected end of data)" in refused(ValueError, check_utf8, file)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"null", 1),
+        (b"\xef\xbb\xbf null\n", 1),
+        (b" \n\t null", 2),
+        (b'{"text": "a"}\n' * 7 + b'  null\n{"text": "b"}', 8),
+        (b'{"text": "a"}\r\nnull', 2),
+        (b'{"text": "a"}\rnull', 2),
+        (b'{"text": null}\n{"text": "null"}\nnul', None),
+        (b'[\nnull,\n{"text": "a"}\n]', None),
+        (b"", None),
+    ],
+)
+def test_a_row_of_null_is_named_with_its_line(tmp_path, content, line):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    if line is None:
+        assert check_no_null_row(file) is None
+    else:
+        message = refused(ValueError, check_no_null_row, file)
+        assert message.startswith(f"{file}, line {line}: null is no row.")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "tasks.load_task(tasks.TaskData('files', train_file=path))",
+        "corpus._load(corpus.Source(kind='files', path=path), streaming=False)",
+        "next(iter(corpus._load(corpus.Source(kind='files', path=path), streaming=True)))",
+    ],
+)
+def test_rows_of_null_do_not_end_the_process(tmp_path, read):
+    """pyarrow's reader of JSON does not survive them, so this is a process of its own."""
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"null\n" + b'{"text": "a", "label": 1}\n' * 9)
+    program = (
+        "import sys; from linformer_hf.data import corpus, tasks\n"
+        f"path = sys.argv[1]\ntry: {read}\nexcept ValueError as error: print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-P", "-c", program, str(file)], capture_output=True, text=True, check=False)
+    assert (ran.returncode, "line 1: null is no row" in ran.stdout) == (0, True), ran.stderr
 
 
 @pytest.mark.parametrize("streaming", [False, True])

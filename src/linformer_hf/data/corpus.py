@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import logging
+import mmap
 import os
 import platform
 import re
@@ -588,7 +589,7 @@ def _load(source: Source, streaming: bool) -> Any:
     kind = FILE_TYPES[files[0].suffix]
     if kind != "parquet":
         for file in files:
-            check_utf8(file)
+            check_text(file)
     options = {"sample_by": source.sample_by} if kind == "text" else {}
     names = [str(file) for file in files]
     try:
@@ -638,6 +639,32 @@ def find_files(path: str) -> list[Path]:
 
 def _types() -> str:
     return ", ".join(FILE_TYPES)
+
+
+def check_text(file: Path) -> None:
+    """Raise a ValueError for a file that is not UTF-8, or that pyarrow's reader of JSON would not survive."""
+    check_utf8(file)
+    if FILE_TYPES.get(file.suffix) == "json":
+        check_no_null_row(file)
+
+
+# At the file's start, or at that of a line (pyarrow's lines end at either character).
+_NULL_ROW = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?\s*|[\r\n][ \t]*)(null)")
+
+
+def check_no_null_row(file: Path) -> None:
+    """Raise a ValueError for JSON Lines of which one begins with null.
+
+    pyarrow (26) reads blocks of lines, and one that begins with null ends the process: a segmentation fault. An array
+    of rows goes through another reader, so null may begin a line in it.
+    """
+    if file.stat().st_size == 0:
+        return
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = None if content[:1] == b"[" else _NULL_ROW.search(content)
+        if found:
+            line = len(re.findall(rb"\r\n|\r|\n", content[: found.start(1)])) + 1
+            raise ValueError(f"{file}, line {line}: null is no row. Remove it, or write an object with the columns.")
 
 
 def check_utf8(file: Path) -> None:

@@ -21,7 +21,7 @@ from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from . import demo_texts
-from .corpus import FILE_TYPES, check_utf8, load_hub
+from .corpus import FILE_TYPES, check_text, load_hub
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _read_file(path: str, data: TaskData) -> Dataset:
     if file.suffix not in kinds:
         raise ValueError(f"{path!r}: give one of {', '.join(kinds)}.")
     if file.suffix != ".parquet":
-        check_utf8(file)
+        check_text(file)
     try:
         rows = load_dataset(kinds[file.suffix], data_files=str(file), split="train")
     except Exception as error:  # pyarrow has errors of every kind for a damaged file
