@@ -160,3 +160,21 @@ def test_rows_that_hold_next_to_nothing_are_refused(packing, length):
 def test_split_tokens_gives_the_sentences_back(lengths):
     (document,) = numbered([lengths])
     assert list(split_tokens(flat([document]), lengths)) == document
+
+
+@pytest.mark.parametrize("packing", ACROSS)
+def test_a_sentence_of_any_length_is_copied_once(packing):
+    """Not once for each row that it fills."""
+
+    class Counted(list):
+        copied = 0
+
+        def __getitem__(self, index):
+            part = Counted(super().__getitem__(index))
+            Counted.copied += len(part)
+            return part
+
+    sentence = Counted(range(FIRST, FIRST + 10_000))
+    rows, _ = packed([[sentence]], packing, 16)
+    assert text_of(rows) == list(sentence)
+    assert Counted.copied == len(sentence)

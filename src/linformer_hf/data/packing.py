@@ -81,11 +81,12 @@ def _across(
             if whole and len(row) > 1 and len(row) + len(sentence) > room:
                 yield [*row, sep]
                 row = [cls]
-            while sentence:
-                taken = sentence[: room - len(row)]
+            start = 0  # not what is left as a list of its own: a line of 100 MB would be copied row by row
+            while start < len(sentence):
+                taken = sentence[start : start + room - len(row)]
                 row += taken
-                sentence = sentence[len(taken) :]
-                if len(row) == room and (sentence or not whole):
+                start += len(taken)
+                if len(row) == room and (start < len(sentence) or not whole):
                     yield [*row, sep]
                     row = [cls]
     if len(row) > 1:
