@@ -1,7 +1,9 @@
 """Runs as cells of a table: several at a time, their logs, failures, and an end on Ctrl-C."""
 
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -107,3 +109,16 @@ def test_what_waits_is_not_started_after_an_interruption(started, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         list(run_all([make(tmp_path / str(i)) for i in range(50)], 2, "runs"))
     assert len(started) < 10
+
+
+def _note_start_method(log) -> None:
+    runpy.run_module = lambda *given, **named: print(multiprocessing.get_start_method(), flush=True)
+    cells._main([], log, 1, os.getpid())
+
+
+def test_a_forked_run_starts_its_data_workers_as_any_other(tmp_path):
+    """Not as it was started itself: each worker would then import everything anew, which takes seconds."""
+    process = multiprocessing.get_context("forkserver").Process(target=_note_start_method, args=(tmp_path / "log",))
+    process.start()
+    process.join(60)
+    assert (tmp_path / "log").read_text(encoding="utf-8").strip() == multiprocessing.get_start_method()

@@ -61,6 +61,8 @@ def _main(arguments: Sequence[str], log: Path, threads: int, parent: int) -> Non
     with log.open("wb") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
+    # The platform's own again: else a DataLoader's workers come from a server that imports all of it anew.
+    multiprocessing.set_start_method(None, force=True)
     torch.set_num_threads(threads)
     os.environ |= {"OMP_NUM_THREADS": str(threads), PARENT: str(parent)}
     sys.argv = [PACKAGE, *arguments]
