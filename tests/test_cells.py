@@ -1,7 +1,10 @@
 """Runs as cells of a table: several at a time, their logs, failures, and an end on Ctrl-C."""
 
+import contextlib
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -29,7 +32,7 @@ def started(monkeypatch):
         if "fail" in folder:
             return 1
         path = cells.Path(folder)
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
         content = {"recipe": recipe("", command[command.index("r.yaml") + 1 :]).raw, "n": path.name}
         (path / "results.json").write_text(json.dumps(content))
         return 0
@@ -107,3 +110,48 @@ def test_what_waits_is_not_started_after_an_interruption(started, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         list(run_all([make(tmp_path / str(i)) for i in range(50)], 2, "runs"))
     assert len(started) < 10
+
+
+def _note_start_method(log) -> None:
+    runpy.run_module = lambda *given, **named: print(multiprocessing.get_start_method(), flush=True)
+    cells._main([], log, 1, os.getpid())
+
+
+def test_a_forked_run_starts_its_data_workers_as_any_other(tmp_path):
+    """Not as it was started itself: each worker would then import everything anew, which takes seconds."""
+    process = multiprocessing.get_context("forkserver").Process(target=_note_start_method, args=(tmp_path / "log",))
+    process.start()
+    process.join(60)
+    assert (tmp_path / "log").read_text(encoding="utf-8").strip() == multiprocessing.get_start_method()
+
+
+@pytest.mark.parametrize("killed_at", range(8))
+def test_a_run_that_was_killed_while_it_was_removed_is_begun_anew(tmp_path, started, monkeypatch, killed_at):
+    folder = tmp_path / "run"
+    for name in ("checkpoint-3/optimizer.pt", "checkpoint-6/optimizer.pt", "curve.png", "recipe.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"{}")
+    removed = []
+
+    def until(remove):
+        def one(*given, **named):
+            if len(removed) == killed_at:
+                raise KeyboardInterrupt
+            removed.append(given)
+            remove(*given, **named)
+
+        return one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", until(os.unlink))
+        patch.setattr(os, "rmdir", until(os.rmdir))
+        with contextlib.suppress(KeyboardInterrupt):
+            make(folder).run()
+    assert len(removed) == min(killed_at, 7)
+    assert make(folder).run()["n"] == "run"
+
+
+def test_a_run_that_was_killed_as_it_began_is_begun_anew(tmp_path, started):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".recipe.json.123").write_text("{", encoding="utf-8")
+    assert make(tmp_path / "run").run()["n"] == "run"

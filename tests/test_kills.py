@@ -55,6 +55,7 @@ def victim(arguments: list[str], change: int | None, seconds: float | None, note
     log = os.open(note.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    multiprocessing.set_start_method(None, force=True)  # as in a run that is started from a shell
     torch.set_num_threads(1)
     os.chdir(folder)
     out = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -120,6 +121,7 @@ def recipes(texts, tiny_source, place) -> dict[str, list[str]]:
         "bfloat16": ["pretrain", pretrain, "training.bf16=true"],
         "two workers": ["pretrain", pretrain, "training.dataloader_num_workers=2"],
         "streaming": ["pretrain", streaming],
+        "passes": ["pretrain", streaming, "data.max_documents=2", "training.dataloader_num_workers=2"],
         "stages": ["pretrain", staged],
         "finetune": ["finetune", finetune],
         "distill": ["distill", distill],
@@ -184,7 +186,7 @@ def whole(recipes, place):
     return make
 
 
-NAMES = ("pretrain", "finetune", "distill", "streaming", "two workers", "accumulation", "bfloat16", "stages")
+NAMES = ("pretrain", "finetune", "distill", "streaming", "two workers", "accumulation", "bfloat16", "stages", "passes")
 
 
 @pytest.mark.torture

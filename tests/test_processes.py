@@ -134,6 +134,15 @@ def test_every_row_is_seen_once_in_an_epoch(recipe, place, two):
     assert list(seen[0][0]) != list(seen[1][0])  # another order
 
 
+def test_a_stream_is_shared_as_one_process_reads_it(recipe, one, tmp_path):
+    """Pass after pass: its rows are fewer than those of the steps."""
+    stream = ["data.streaming=true", f"data.tokenizer={one}", "data.validation_documents=2", "data.max_documents=5"]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert cli.main(["pretrain", recipe, *stream, f"training.output_dir={alone}"]) == 0
+    succeeded(SCRIPTS / "pretrain.py", recipe, *stream, f"training.output_dir={shared}", HALF)
+    assert_close(shared, alone)
+
+
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_checkpoint_of_one_number_of_processes_resumes_on_another(recipe, one, tmp_path, first):
     """The first part ends on SIGTERM to one process, which all must heed at the same step."""

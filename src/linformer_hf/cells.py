@@ -61,6 +61,8 @@ def _main(arguments: Sequence[str], log: Path, threads: int, parent: int) -> Non
     with log.open("wb") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
+    # The platform's own again: else a DataLoader's workers come from a server that imports all of it anew.
+    multiprocessing.set_start_method(None, force=True)
     torch.set_num_threads(threads)
     os.environ |= {"OMP_NUM_THREADS": str(threads), PARENT: str(parent)}
     sys.argv = [PACKAGE, *arguments]
@@ -118,10 +120,11 @@ class Cell:
         if done is not None:
             return done
         if self.folder.exists() and any(self.folder.iterdir()):
-            if not (self.folder / results.RECIPE_FILE).exists():
+            # Its name within it: a run that was killed very early has the file beside its place.
+            if not any(results.RECIPE_FILE in path.name for path in self.folder.iterdir()):
                 raise ValueError(f"{self.folder} holds something that is no run; choose another output_dir.")
             logger.warning("%s holds an unfinished run: it is begun anew.", self.folder)
-            shutil.rmtree(self.folder)
+            _remove_run(self.folder)
         if self.start(threads, children):
             if threads is not None and not children.ended:
                 tqdm.write(f"failed: {self.folder}: {self.last_words()}", file=sys.stderr)
@@ -153,6 +156,16 @@ class Cell:
         """The last line of the log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else f"nothing was written to {self.log}"
+
+
+def _remove_run(folder: Path) -> None:
+    """With recipe.json last: killed on the way, the folder is still known as that of a run."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif results.RECIPE_FILE not in path.name:
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def run_all(cells: Sequence[Cell], jobs: int, title: str) -> Iterator[tuple[int, dict[str, Any] | None]]:

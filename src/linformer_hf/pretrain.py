@@ -289,6 +289,9 @@ def build_trainer(
         if arguments.max_steps <= 0:
             raise RecipeError("data.streaming has no known length: set training.max_steps.")
         rows = MaskedStream(corpus.train, training)
+        if arguments.accelerator_config.dispatch_batches is None:
+            # Each process reads for itself: accelerate cannot deal out batches that are padded to different widths.
+            arguments.accelerator_config.dispatch_batches = False
     else:
         rows = MaskedDataset(corpus.train, training)
         callbacks.append(EpochCallback(rows))

@@ -117,7 +117,7 @@ class PretrainingData:
         validation_fraction: share of documents that are held out.
         validation_documents: streaming only: so many first documents of the stream are held out.
         max_documents: stop after so many documents of each source.
-        streaming: read, tokenise and pack while training, without a prepared copy on disk.
+        streaming: read, tokenise and pack while training, pass after pass in one order, with no prepared copy.
         cache_dir: where prepared corpora lie (default: $LINFORMER_HF_CACHE, else ~/.cache/linformer_hf).
         num_proc: processes for tokenising.
         seed: of masking and of interleaving.
