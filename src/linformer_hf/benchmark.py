@@ -165,7 +165,7 @@ def benchmark(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
     Returns:
         The folder with results.json, tables.md, time.png and memory.png. The last line on stdout is results.json's
-        content in one line.
+        content, without the file's own sum.
 
     Raises:
         RecipeError: an unknown key or a value of the wrong type.
