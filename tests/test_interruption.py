@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from transformers.trainer_callback import DefaultFlowCallback, TrainerState
 
 from linformer_hf import cli
 from linformer_hf.data import corpus
+from linformer_hf.interruption import PARENT
 from linformer_hf.results import last_whole_checkpoint
 from test_runs import MODEL, TRAINING, error_line, results_of, tiny_data, tree, write_recipe
 
@@ -113,6 +115,25 @@ def last_step(folder: Path) -> int:
     """Of the newest checkpoint that is whole; 0 without one."""
     checkpoint = last_whole_checkpoint(folder)
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def test_half_checkpoints_do_not_cost_the_next_whole_one(recipe, whole, at_step, tmp_path):
+    """Trainer keeps the `save_total_limit` newest by number, whole or not."""
+    folder = tmp_path / "run"
+    command = ["pretrain", recipe, f"training.output_dir={folder}", "--resume", "training.save_total_limit=1"]
+    at_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(command) == 143
+    for step in (11, 39):
+        half = folder / f"checkpoint-{step}"
+        half.mkdir()
+        (half / "model.safetensors").write_bytes((folder / "checkpoint-8" / "model.safetensors").read_bytes()[:-8])
+    at_step(10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(command) == 143
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-10"]
+    assert last_step(folder) == 10
+    at_step(STEPS + 1, lambda: None)
+    assert cli.main(command) == 0
+    assert_same(folder, whole)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -305,3 +326,26 @@ def test_the_runs_of_a_table_end_with_it(tmp_path):
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
         assert len(list(folder.iterdir())) == jobs
+
+
+def test_a_run_ends_with_the_process_that_started_it_though_that_was_killed(tmp_path):
+    """kill -9 lets the first process end nothing: the second one notices."""
+    child = (
+        "import os, sys, time; from linformer_hf.interruption import end_with_parent\n"
+        "end_with_parent(); open(sys.argv[1] + '/part', 'w').write(str(os.getpid()))\n"
+        "os.rename(sys.argv[1] + '/part', sys.argv[1] + '/pid'); time.sleep(300)"
+    )
+    parent = "import os, subprocess, sys; os.environ[sys.argv[3]] = str(os.getpid())\n"
+    parent += "subprocess.run([sys.executable, '-P', '-c', sys.argv[1], sys.argv[2]])"
+    with subprocess.Popen([*PYTHON, "-c", parent, child, str(tmp_path), PARENT]) as run:
+        until = time.monotonic() + 60
+        while not (tmp_path / "pid").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        left = psutil.Process(int((tmp_path / "pid").read_text()))
+        time.sleep(0.5)
+        assert left.is_running()
+        run.kill()
+    _, alive = psutil.wait_procs([left], timeout=10)
+    for process in alive:
+        process.kill()
+    assert not alive
