@@ -45,6 +45,7 @@ FLOORS = {
     "claims": 3.7,  # reads the benchmark's tables
     "reproduce_report": 3.8,
     "reproduce": 4.7,  # runs all of them
+    "console": 3.5,  # what a verb shows at its end
     "cells": 3.5,  # what compare and sweep run
     "compare": 4.5,  # runs finetune
     "sweep": 4.5,  # runs pretrain

@@ -628,3 +628,23 @@ def test_genre_has_long_passages_of_whole_books():
     assert task.baselines["majority"] < 0.4
     named = [name for names in tasks.GENRES.values() for name in names]
     assert len(named) == len(set(named))
+
+
+def test_longer_passages_of_a_genre_overlap_in_training_books_only():
+    from linformer_hf.data import tasks
+
+    task = load_task(TaskData("genre", passage_words=3000))
+    first = {split: [text.split() for text in getattr(task, split)["text"]] for split in SPLITS}
+    assert {len(words) for rows in first.values() for words in rows} == {3000}
+    shift = tasks.PASSAGE_WORDS
+    assert first["train"][0][shift:] == first["train"][1][:-shift]
+    for split in ("validation", "test"):
+        starts = {tuple(words[i : i + 30]) for words in first[split] for i in range(0, 3000, 30)}
+        assert len(starts) == 100 * len(first[split])
+    assert len(task.train) > 1000
+
+
+@pytest.mark.parametrize("options", [{"task": "imdb", "passage_words": 3000}, {"task": "genre", "passage_words": 0}])
+def test_passage_words_belong_to_the_genre(options):
+    with pytest.raises(ValueError, match=r"at least 1 and belongs to task: genre, got \d+ for"):
+        TaskData(**options)

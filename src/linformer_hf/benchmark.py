@@ -25,6 +25,7 @@ from tqdm import tqdm
 from . import results
 from .alternatives import BUILDERS, DIFFERENCES, FLOOR, OURS, PROJECTED, UNMASKED, Embedded, Shape
 from .benchmark_report import plot, tables
+from .console import show
 from .measuring import interleave, peak_bytes
 from .recipe import Recipe, load_recipe
 
@@ -210,7 +211,8 @@ def benchmark(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     results.write_text(folder / "tables.md", tables(content) + "\n")
     plot(folder, content)
     results.write_json(folder / results.RESULTS_FILE, content)
-    print(f"{tables(content)}\n\nTables, plots and {results.RESULTS_FILE}: {folder.resolve()}")
+    show(tables(content))
+    print(f"\nTables, plots and {results.RESULTS_FILE}: {folder.resolve()}")
     print(json.dumps(content, default=str))
     return folder
 

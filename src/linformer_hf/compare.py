@@ -15,6 +15,7 @@ from typing import Any
 
 from . import results
 from .cells import Cell, check_names, folder_name, run_all
+from .console import show
 from .data.tasks import TaskData
 from .finetune import read_recipe as read_finetune
 from .paper import TABLE_2
@@ -107,7 +108,8 @@ def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         table = render(tasks, next(iter(section.checkpoints)))
         results.write_text(folder / TABLE_FILE, table + "\n")
     results.write_json(folder / results.RESULTS_FILE, {"verb": "compare", "recipe": loaded.raw, "tasks": tasks})
-    print(f"\n{table}\n\nTable and {results.RESULTS_FILE}: {folder.resolve()}")
+    show(f"\n{table}\n")
+    print(f"Table and {results.RESULTS_FILE}: {folder.resolve()}")
     failed = [
         f"{task}, {name} (seed {seed})"
         for task, checkpoints in tasks.items()

@@ -21,6 +21,7 @@ import torch
 from . import checksums, fidelity, results
 from .calibrate import calibrate as calibrate_layers
 from .configuration_linformer import POOLED_TYPES
+from .console import show
 from .data.texts import TextRows, text_rows
 from .modeling_linformer import LinformerPreTrainedModel
 from .sources import ConversionError, Source, exact_twin, read_source, shortened
@@ -153,7 +154,7 @@ def convert(
     with _whole_folder(folder.resolve()) as beside:  # a link, or the current folder, has another name
         _save(beside, read, model, options, report, started)
     if report is not None:
-        print("\n" + fidelity.summary_table(report["lengths"]) + "\n")
+        show("\n" + fidelity.summary_table(report["lengths"]) + "\n")
     written = results.RESULTS_FILE if report is None else f"{fidelity.REPORT_FILE} and {results.RESULTS_FILE}"
     print(f"Converted model, {written}: {folder.resolve()}")
     return folder

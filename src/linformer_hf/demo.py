@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from . import results
+from .console import show
 from .data.demo_texts import DEMO_PACKAGES, installed_path
 from .data.tasks import TaskData, load_task
 from .finetune import finetune
@@ -81,7 +82,7 @@ def demo(output: str = "runs/demo", force: bool = False) -> Path:
     plot(folder / "report.png", content, _results(pretrained))
     results.write_text(folder / "report.md", render(content, folder))
     results.write_json(folder / results.RESULTS_FILE, content)
-    print("\n" + render(content, folder))
+    show("\n" + render(content, folder))
     print(f"Report: {(folder / 'report.md').resolve()}")
     return folder
 

@@ -18,6 +18,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, se
 
 from . import fidelity, modeling_linformer, results
 from .calibrate import relative_error
+from .console import show
 from .data.corpus import PreparedCorpus, PretrainingData, prepare
 from .data.masking import EpochCallback, MaskedDataset, Masker, pad_collate
 from .data.texts import draw, text_rows
@@ -345,4 +346,4 @@ def report(
             "history": trainer.state.log_history,
         },
     )
-    print("\n" + fidelity.summary_table(content["lengths"]) + "\n")
+    show("\n" + fidelity.summary_table(content["lengths"]) + "\n")

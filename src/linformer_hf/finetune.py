@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from . import results
+from .console import show, summary_table
 from .data.metrics import build_compute_metrics
 from .data.tasks import LoadedTask, TaskData, load_task, tokenize_task
 from .recipe import Recipe, load_recipe
@@ -145,7 +146,10 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     results.save_final(trainer, folder)
     if trainer.is_world_process_zero():
         with results.writing(folder):
-            report(trainer, folder, recipe.raw, task, {**trained, **validated, **tested}, time.time() - started)
+            content = report(
+                trainer, folder, recipe.raw, task, {**trained, **validated, **tested}, time.time() - started
+            )
+        show(f"\n{summary_table(content)}\n")
         print(f"Fine-tuned model, curve and {results.RESULTS_FILE}: {folder.resolve()}")
     return folder
 
@@ -157,8 +161,8 @@ def report(
     task: LoadedTask,
     metrics: dict[str, float],
     seconds: float,
-) -> None:
-    """results.json, curve.png and README.md."""
+) -> dict[str, Any]:
+    """Write results.json, curve.png and README.md; the first one's content."""
     args = trainer.args
     named = {name: metrics[f"test_{name}"] for name in task.metrics}
     content = {
@@ -190,6 +194,7 @@ def report(
     content["card"] = card(content, title)
     results.write_card(folder, content["card"])
     results.write_json(folder / results.RESULTS_FILE, content)
+    return content
 
 
 def card(content: dict[str, Any], title: str) -> dict[str, Any]:

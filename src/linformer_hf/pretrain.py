@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 
 from . import checksums, results
 from .configuration_linformer import LinformerConfig
+from .console import show, summary_table
 from .data.corpus import PreparedCorpus, PretrainingData, load_tokenizer, prepare, stored
 from .data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
 from .modeling_linformer import LinformerForMaskedLM
@@ -183,9 +184,10 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     if trainer.is_world_process_zero():
         totals["wall_seconds"] = time.time() - started
         with results.writing(folder):
-            report(trainer, folder, recipe.raw, corpus, evaluated, history, totals)
+            content = report(trainer, folder, recipe.raw, corpus, evaluated, history, totals)
         for leg in legs[:-1]:
             shutil.rmtree(leg.folder)
+        show(f"\n{summary_table(content)}\n")
         print(f"Pretrained model, curve and {results.RESULTS_FILE}: {folder.resolve()}")
     return folder
 
@@ -317,8 +319,8 @@ def report(
     metrics: dict[str, float],
     history: list[dict[str, Any]],
     totals: dict[str, Any],
-) -> None:
-    """results.json, curve.png and README.md."""
+) -> dict[str, Any]:
+    """Write results.json, curve.png and README.md; the first one's content."""
     args, model = trainer.args, trainer.model
     evaluated: Any = trainer.eval_dataset
     baseline = unigram_baseline(corpus.token_counts, (evaluated[i] for i in range(len(evaluated))))
@@ -350,6 +352,7 @@ def report(
     content["card"] = card(content, model.config, title)
     results.write_card(folder, content["card"])
     results.write_json(folder / results.RESULTS_FILE, content)
+    return content
 
 
 def card(content: dict[str, Any], config: LinformerConfig, title: str) -> dict[str, Any]:

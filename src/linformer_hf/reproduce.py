@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel
 from . import benchmark, compare, results, spectrum, sweep, theory
 from .claims import Evidence
 from .configuration_linformer import LinformerConfig
+from .console import show
 from .convert import convert
 from .measuring import longest_chain
 from .modeling_linformer import LinformerModel
@@ -160,7 +161,8 @@ def reproduce(scale: str, overrides: Sequence[str] = (), run: bool = True) -> Pa
         "wall_seconds": time.time() - started,
     }
     table = write_report(folder, page, done, evidence)
-    print(f"\n{table}\n\nReport, figures and {results.RESULTS_FILE}: {(folder / 'report.html').resolve()}")
+    show(f"\n{table}\n")
+    print(f"Report, figures and {results.RESULTS_FILE}: {(folder / 'report.html').resolve()}")
     problems += [f"{step.verb} {step.recipe}: {step.status}" for step in done if step.status.startswith("failed")]
     if problems:
         raise ValueError(f"{len(problems)} steps failed, and the report says so: {'; '.join(problems)}")

@@ -23,6 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import results
+from .console import show
 from .data.texts import text_rows
 from .measuring import watched
 from .modeling_linformer import LinformerModel
@@ -169,7 +170,8 @@ def spectrum(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     text = markdown(content)
     results.write_text(folder / "spectrum.md", text + "\n")
     results.write_json(folder / results.RESULTS_FILE, content)
-    print(f"\n{text}\n\nSpectrum, plots and {results.RESULTS_FILE}: {folder.resolve()}")
+    show(f"\n{text}\n")
+    print(f"Spectrum, plots and {results.RESULTS_FILE}: {folder.resolve()}")
     return folder
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from . import results
 from .cells import Cell, check_names, folder_name, run_all
+from .console import show
 from .pretrain import read_recipe as read_pretrain
 from .recipe import Recipe, RecipeError, load_recipe
 
@@ -137,7 +138,8 @@ def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     plot(folder / STEPS_FILE, runs, "step", "optimizer steps")
     plot(folder / SECONDS_FILE, runs, "seconds", "training time, s (evaluation included)")
     results.write_json(folder / results.RESULTS_FILE, {"verb": "sweep", "recipe": recipe.raw, "cells": runs})
-    print(f"\n{table}\n\nTable, plots and {results.RESULTS_FILE}: {folder.resolve()}")
+    show(f"\n{table}\n")
+    print(f"Table, plots and {results.RESULTS_FILE}: {folder.resolve()}")
     failed = [f"{name} (seed {seed})" for name, seeds in runs.items() for seed in seeds if "failed" in seeds[seed]]
     if failed:
         raise ValueError(f"{len(failed)} cells failed: {', '.join(failed)}. Run the same command to try them again.")

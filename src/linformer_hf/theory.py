@@ -26,6 +26,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import results
+from .console import show
 from .data.texts import text_rows
 from .measuring import watched
 from .modeling_linformer import LinformerModel
@@ -196,7 +197,8 @@ def theory(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     text = markdown(content, section)
     results.write_text(folder / "theory.md", text + "\n")
     results.write_json(folder / results.RESULTS_FILE, content)
-    print(f"\n{text}\n\nTheorems, plots and {results.RESULTS_FILE}: {folder.resolve()}")
+    show(f"\n{text}\n")
+    print(f"Theorems, plots and {results.RESULTS_FILE}: {folder.resolve()}")
     return folder
 
 

@@ -64,7 +64,7 @@ HUB_TASKS = {
 }
 # Guides training only; none of them is in the test.
 VALIDATION_BOOKS = ("Judges", "Ezra", "Jonah", "Colossians")
-PASSAGE_WORDS = 400  # of a passage of `genre`: 512 tokens and more of most tokenizers
+PASSAGE_WORDS = 400  # of a passage of `genre`, unless set: 512 tokens and more of most tokenizers
 # The usual grouping of the Bible's books; those that fit nowhere, or are shorter than a passage, are left out.
 GENRES = {
     "law": ("Exodus", "Leviticus", "Numbers", "Deuteronomy"),
@@ -104,6 +104,7 @@ class TaskData:
             task's own, and at most what the model reads.
         validation_fraction, test_fraction: sizes of slices that are cut from the training rows.
         max_train_rows, max_test_rows: use so many, drawn at random.
+        passage_words: words of a row (task: genre); 3,000 are some 4,000 tokens.
         seed: of the slices and draws.
     """
 
@@ -123,6 +124,7 @@ class TaskData:
     test_fraction: float = 0.1
     max_train_rows: int | None = None
     max_test_rows: int | None = None
+    passage_words: int = PASSAGE_WORDS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -130,6 +132,9 @@ class TaskData:
             raise ValueError("train_file belongs to task: files, and task: files needs it.")
         if self.max_length is not None and self.max_length < 4:
             raise ValueError(f"max_length must be at least 4, got {self.max_length}.")
+        if self.passage_words < 1 or (self.passage_words != PASSAGE_WORDS and self.task != "genre"):
+            found = f"got {self.passage_words} for {self.task}"
+            raise ValueError(f"passage_words must be at least 1 and belongs to task: genre, {found}.")
         for name in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
@@ -169,7 +174,7 @@ def load_task(data: TaskData) -> LoadedTask:
     elif data.task == "bible-paraphrase":
         task = _bible_paraphrase()
     elif data.task == "genre":
-        task = _genre()
+        task = _genre(data.passage_words)
     elif data.task == "movie-snippets":
         task = _movie_snippets(data)
     else:
@@ -308,14 +313,15 @@ def _verse_pairs() -> dict[str, Dataset]:
     return {split: Dataset.from_list(content) for split, content in splits.items()}
 
 
-def _genre() -> LoadedTask:
-    """Of which of six kinds is the book that 400 words in a row come from? For inputs of 512 tokens. Split by book."""
-    rows = _passages()
+def _genre(passage_words: int) -> LoadedTask:
+    """Of which of six kinds is the book that so many words in a row come from? Split by book."""
+    rows = _passages(passage_words)
     return LoadedTask("genre", **rows, label_names=list(GENRES), metrics=("accuracy",))
 
 
 @lru_cache(maxsize=1)
-def _passages() -> dict[str, Dataset]:
+def _passages(passage_words: int) -> dict[str, Dataset]:
+    """Long passages of the training books overlap, for there would be few; those of the other books never do."""
     books = dict(demo_texts.bible_books())
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     for label, names in enumerate(GENRES.values()):
@@ -323,8 +329,9 @@ def _passages() -> dict[str, Dataset]:
             held = "test" if name in demo_texts.TEST_BOOKS else "train"
             split = "validation" if name in VALIDATION_BOOKS else held
             words = books[name].split()
-            for start in range(0, len(words) - PASSAGE_WORDS + 1, PASSAGE_WORDS):
-                splits[split].append({"text": " ".join(words[start : start + PASSAGE_WORDS]), "label": label})
+            stride = min(passage_words, PASSAGE_WORDS) if split == "train" else passage_words
+            for start in range(0, len(words) - passage_words + 1, stride):
+                splits[split].append({"text": " ".join(words[start : start + passage_words]), "label": label})
     return {split: Dataset.from_list(content) for split, content in splits.items()}
 
 
