@@ -1,6 +1,7 @@
 """LinformerConfig: the paper's defaults, a JSON round trip, and one clear error for whatever cannot work."""
 
 import json
+import tracemalloc
 
 import pytest
 import torch
@@ -348,3 +349,13 @@ def test_what_the_configuration_accepts_builds_runs_and_learns(values, length, s
     assert output.last_hidden_state.isfinite().all()
     (output.last_hidden_state.sum() + output.pooler_output.sum()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_configuration_costs_the_same_for_any_number_of_layers():
+    """A file from elsewhere must not take the machine's memory before a model is even built."""
+    tracemalloc.start()
+    try:
+        LinformerConfig(num_hidden_layers=10**5, projected_length=128)
+        assert tracemalloc.get_traced_memory()[1] < 2**18
+    finally:
+        tracemalloc.stop()

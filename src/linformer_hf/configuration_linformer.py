@@ -201,10 +201,10 @@ class LinformerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}.")
 
     def _validate_projected_length(self):
-        lengths, n = self.projected_lengths, self.max_position_embeddings
-        if isinstance(self.projected_length, int):
-            lengths = lengths or [self.projected_length]  # K is checked for a model without layers too
-        elif len(lengths) != self.num_hidden_layers:
+        n = self.max_position_embeddings
+        # One K stands for all layers, none included. A list of it would hold as many as a file from elsewhere says.
+        lengths = [self.projected_length] if isinstance(self.projected_length, int) else list(self.projected_length)
+        if not isinstance(self.projected_length, int) and len(lengths) != self.num_hidden_layers:
             raise ValueError(
                 f"projected_length lists {len(lengths)} values for num_hidden_layers={self.num_hidden_layers} layers; "
                 "give one int per layer, or a single int for all of them."
