@@ -49,6 +49,8 @@ FLOORS = {
     "cells": 3.5,  # what compare and sweep run
     "compare": 4.5,  # runs finetune
     "sweep": 4.5,  # runs pretrain
+    "app_views": 4.5,  # what the page shows; draws on spectrum
+    "app": 4.7,  # loads as export does
     "demo": 4.5,  # the demo runs the verbs one after the other, so it stands between them and the command line
     "cli": 5,
     "__main__": 6,

@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--output", metavar="FILE", help="default: FOLDER/model.onnx")
     command.add_argument("--opset", type=int, metavar="N", help="ONNX opset, 18 or later; default: the exporter's")
     _add_push(verbs)
+    _add_app(verbs)
     for command in verbs.choices.values():
         command.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
         told = command.add_mutually_exclusive_group()
@@ -143,6 +144,18 @@ def _add_push(verbs: Any) -> None:
     command.add_argument("--private", action="store_true", help="create it as a private repository")
     command.add_argument("--revision", metavar="R", help="a branch, created if it is not there; default: main")
     command.add_argument("--dry-run", action="store_true", help="check and list the files, send nothing")
+
+
+def _add_app(verbs: Any) -> None:
+    text = "a page in the browser to try a model on texts of your own (pip install 'linformer_hf[app]')"
+    command = verbs.add_parser(
+        "app", help=text, description=text + ". It listens on this machine only; Ctrl-C ends it."
+    )
+    command.add_argument("folder", metavar="FOLDER", help="a saved model, as a run or `convert` leaves it")
+    text = "what it was converted from, to compare with; default: what the conversion noted, if that is a folder"
+    command.add_argument("--source", metavar="SOURCE", help=text)
+    command.add_argument("--port", type=int, metavar="PORT", help="default: the first free one from 7860 on")
+    command.add_argument("--show", action="store_true", help="open a browser")
 
 
 def _lengths(text: str) -> int | list[int]:
@@ -236,7 +249,7 @@ def _run(options: argparse.Namespace) -> Any:
         return verb(options.output, force=options.force)
     if options.verb == "reproduce":
         return verb(options.scale, options.overrides, run=not options.no_run)
-    if options.verb in ("convert", "export", "push"):
+    if options.verb in ("convert", "export", "push", "app"):
         given = {key: value for key, value in vars(options).items() if value is not None}
         return verb(**{key: value for key, value in given.items() if key not in EVERYWHERE})
     given = {"resume": options.resume} if options.verb in RESUMABLE else {}
