@@ -1,6 +1,7 @@
 """The page of `linformer-hf app`: what it shows, and the page itself in headless Chromium."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -70,7 +71,7 @@ def test_classes_and_what_was_read(folders):
     assert note == f"The first 128 of {whole:,} tokens were read: N = 128."
     expected = pipeline("text-classification", model=subject.model, tokenizer=subject.tokenizer, top_k=None)
     assert chances == pytest.approx(
-        {row["label"]: row["score"] for row in expected(TEXT * 3, truncation=True, max_length=128)}
+        {row["label"]: row["score"] for row in expected([TEXT * 3], truncation=True, max_length=128)[0]}
     )
 
 
@@ -82,7 +83,13 @@ def test_attention_is_the_models(folders):
     n = inputs["input_ids"].shape[1]
     assert image.shape == (min(n, app_views.SHOWN_TOKENS), 16)
     torch.testing.assert_close(image.sum(1), torch.ones(len(image)))
-    assert note == f"Rows: {n} tokens. Columns: the 16 slots that stand for all {n} tokens."
+    shown = f"the first 64 of {n}"
+    assert note == (
+        f"Rows: {shown} tokens. Columns: 4 slots that stand for all {n} tokens, "
+        "and 12 single tokens around that of the row."
+    )
+    _, note = app_views.attention(subject, "A river.", 0, 0)
+    assert re.fullmatch(r"Rows: (\d+) tokens. Columns: \1 slots that stand for all \1 tokens.", note)
     assert subject.model.config._attn_implementation == "sdpa"
 
 

@@ -46,9 +46,11 @@ def app(folder: str | os.PathLike, source: str | None = None, port: int | None =
         raise ValueError("the page needs Gradio: pip install 'linformer_hf[app]'.")
     if port is not None:
         _check_port(port)
-    page(read(folder, source), str(folder)).launch(
-        server_name=HOST, server_port=port, inbrowser=show, share=False, quiet=True, **look()
-    )
+    blocks = page(read(folder, source), str(folder))
+    options = {"server_name": HOST, "server_port": port, "inbrowser": show, "share": False, "quiet": True, **look()}
+    _, address, _ = blocks.launch(prevent_thread_lock=True, **options)
+    print(f"The page: {address}  (Ctrl-C ends it)", flush=True)
+    blocks.block_thread()
 
 
 def read(folder: str | os.PathLike, source: str | None = None) -> Subject:

@@ -16,7 +16,7 @@ from .spectrum import measure
 
 
 BEST = 5  # words shown for a mask
-SHOWN_TOKENS = 96  # rows of the picture of attention that can still be told apart
+SHOWN_TOKENS = 64  # rows of the picture of attention that can still be told apart
 SPECTRUM_TOKENS = 512  # a decomposition of each head's map costs n ** 3
 SHORTEST = 64  # tokens, where the plot of speed begins
 SAMPLES = 5
@@ -115,10 +115,12 @@ def attention(subject: Subject, text: str, layer: int, head: int) -> tuple[Any, 
     figure, axes = _figure(9, 1.5 + 0.14 * len(tokens))
     image = axes.imshow(shown.sqrt().numpy(), cmap="viridis", aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
-    axes.set(xlabel="slot", title=f"layer {layer}, head {head}: where each token looks (square root of the weight)")
+    axes.set(xlabel="key", title=f"layer {layer}, head {head}: where each token looks (square root of the weight)")
     figure.colorbar(image, ax=axes, shrink=0.6)
     rows = f"the first {SHOWN_TOKENS} of {n:,}" if n > SHOWN_TOKENS else f"{n}"
-    return figure, f"Rows: {rows} tokens. Columns: the {k} slots that stand for all {n:,} tokens."
+    band = 3 * model.config.local_window if n > k else 0
+    around = f", and {band} single tokens around that of the row" if band else ""
+    return figure, f"Rows: {rows} tokens. Columns: {k - band} slots that stand for all {n:,} tokens{around}."
 
 
 def spectrum(subject: Subject, text: str) -> tuple[Any, str]:
