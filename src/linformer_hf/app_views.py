@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from .measuring import interleave
 from .modeling_linformer import LinformerPreTrainedModel
 from .sources import Source, exact_twin
-from .spectrum import measure
+from .spectrum import draw_layers, measure
 
 
 BEST = 5  # words shown for a mask
@@ -125,8 +125,6 @@ def attention(subject: Subject, text: str, layer: int, head: int) -> tuple[Any, 
 
 def spectrum(subject: Subject, text: str) -> tuple[Any, str]:
     """(figure, what is seen): cumulative singular values of the source's attention maps, for each layer."""
-    from matplotlib import colormaps
-
     source = _source(subject)
     inputs, _ = subject.encode(text)
     ids = inputs["input_ids"][0, : min(SPECTRUM_TOKENS, source.length)]
@@ -137,14 +135,10 @@ def spectrum(subject: Subject, text: str) -> tuple[Any, str]:
         twin = exact_twin(source, n, "repeat").base_model.eval()
     curves = measure(twin, [ids], n // 4, [0.9]).means()["curve"].mean(1)  # [L, n]
     figure, axes = _figure(9, 4.6)
-    for number, curve in enumerate(curves):
-        colour = colormaps["viridis"](number / max(1, len(curves) - 1) * 0.9)
-        axes.plot(range(1, n + 1), curve.numpy(), color=colour, label=f"layer {number}")
+    draw_layers(axes, curves, 1)
     axes.axvline(n // 4, color="gray", linestyle="--", linewidth=1)
-    axes.set(xlabel="singular values, largest first", ylabel="their sum over the sum of all", ylim=(0, 1.02))
+    axes.set(xlabel="singular values, largest first", ylabel="their sum over the sum of all")
     axes.set_title(f"Attention maps of {source.name} on {n} tokens of this text (dashed: n / 4)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=1 + len(curves) // 9)
     low, high = float(curves[:, n // 4 - 1].min()), float(curves[:, n // 4 - 1].max())
     return figure, f"A quarter of the singular values hold {low:.0%} to {high:.0%} of their sum, by layer."
 

@@ -252,19 +252,25 @@ def _axes(width: float = 6.4) -> tuple[Any, Any]:
     return plt.subplots(figsize=(width, 4.4), layout="constrained")
 
 
-def _by_layer(path: Path, curves: torch.Tensor, start: int, label: str, title: str, line: tuple[str, Any]) -> None:
-    """Curves [L, H, n] over 'start' ...: the mean over heads for each layer, dark to bright."""
+def draw_layers(axes: Any, curves: torch.Tensor, start: int) -> None:
+    """A curve [n] over 'start' ... for each layer [L, n], dark to bright."""
     from matplotlib import colormaps
 
-    figure, axes = _axes()
-    for number, layer in enumerate(curves.mean(1)):
+    for number, layer in enumerate(curves):
         colour = colormaps["viridis"](number / max(1, len(curves) - 1) * 0.9)
         axes.plot(range(start, start + len(layer)), layer.numpy(), color=colour, label=f"layer {number}")
-    axes.set(xlabel="k", ylabel=label, title=title, ylim=(0, 1.02))
-    kind, place = line
-    (axes.axvline if kind == "x" else axes.axhline)(place, color="gray", linestyle="--", linewidth=1)
+    axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=1 + len(curves) // 9)
+
+
+def _by_layer(path: Path, curves: torch.Tensor, start: int, label: str, title: str, line: tuple[str, Any]) -> None:
+    """Curves [L, H, n] over 'start' ...: the mean over heads for each layer."""
+    figure, axes = _axes()
+    draw_layers(axes, curves.mean(1), start)
+    axes.set(xlabel="k", ylabel=label, title=title)
+    kind, place = line
+    (axes.axvline if kind == "x" else axes.axhline)(place, color="gray", linestyle="--", linewidth=1)
     results.save_figure(figure, path)
 
 
