@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -33,7 +34,15 @@ KINDS = [
     {"projection_type": "gated_pool"},
     {"projection_type": "gated_pool", "local_window": 8, "boundary_slots": True, "length_correction": True},
 ]
-PLAIN = {"output_hidden_states": True}  # what is to be seen is not computed in blocks
+PLAIN = {"output_hidden_states": True}  # what is to be seen is not computed in blocks, except a band's
+
+
+@contextmanager
+def at_once():
+    """A band too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling, "BLOCK", 10**6)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +86,9 @@ def packs(monkeypatch) -> list[bool]:
 def test_without_gradients_the_answers_are_those_of_the_plain_path(kind, left, lengths, dtype, packs):
     model, given = build(kind).to(dtype), batch(lengths, left)
     with torch.no_grad():
-        ours, plain = model(**given), model(**given, **PLAIN)
+        ours = model(**given)
+        with at_once():
+            plain = model(**given, **PLAIN)
     assert packs == [True, False]
     real = given["attention_mask"].bool()
     tolerance = 1e-5 if dtype == torch.float32 else 0.1  # values are about 1: a few units of bfloat16's last place
@@ -85,6 +96,19 @@ def test_without_gradients_the_answers_are_those_of_the_plain_path(kind, left, l
     assert (ours.last_hidden_state[~real] == 0).all()
     filled = torch.tensor([length > 0 for length in lengths])
     assert (ours.pooler_output - plain.pooler_output)[filled].abs().max() < tolerance
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_maps_of_a_band_computed_in_parts_are_those_at_once(left):
+    model, given = build(KINDS[-1], attn_implementation="eager"), batch([301, 70, 9], left)
+    with torch.no_grad():
+        parts = model(**given, output_attentions=True).attentions
+        with at_once():
+            maps = model(**given, output_attentions=True).attentions
+    assert len(parts) == len(maps) == 3
+    for ours, whole in zip(parts, maps, strict=True):
+        assert ours.shape == (3, 4, 301, 64)
+        torch.testing.assert_close(ours, whole, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [None, False, True], ids=["packed", "checkpointed", "reentrant"])
@@ -100,7 +124,8 @@ def test_gradients_are_those_of_the_plain_path(kind, lengths, checkpointing, pac
         if checkpointing is not None and not plain:
             model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
             model.enable_input_require_grads() if checkpointing else None
-        outputs = model(**given, **(PLAIN if plain else {}))
+        with at_once() if plain else nullcontext():
+            outputs = model(**given, **(PLAIN if plain else {}))
         ((outputs.last_hidden_state * weights)[real].sum() + outputs.pooler_output.sum()).backward()
         model.gradient_checkpointing_disable()
         model._require_grads_hook.remove() if checkpointing and not plain else None
@@ -183,6 +208,20 @@ def test_memory_of_a_long_input_is_one_input_and_a_block():
     inputs = states.numel() * 4
     assert ours < 2.5 * inputs  # windows of K x N take a share of it at this width
     assert plain > 4 * ours
+
+
+def test_memory_of_a_band_is_its_tokens_and_a_part():
+    """Nine inputs: query, key, value, padded copies of the latter, the output twice, the bias; and a few blocks."""
+    model = build(KINDS[-1], max_position_embeddings=16384)
+    states = torch.randn(1, 16384, 32)
+    with torch.no_grad():
+        model(inputs_embeds=states)
+        ours = peak_bytes(lambda: model(inputs_embeds=states))
+        with at_once():
+            whole = peak_bytes(lambda: model(inputs_embeds=states))
+    inputs = states.numel() * 4
+    assert ours < 10 * inputs
+    assert whole > 2 * ours
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])

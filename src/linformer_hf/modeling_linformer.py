@@ -25,7 +25,8 @@ Everything that is not attention is BERT: post-LN layers, learned positions, BER
 - On a CPU a batch is packed: padding is dropped before the first layer and put back, as zeros, behind the last. Without
   gradients a layer then overwrites its input in blocks of `BLOCK` tokens, since all that follows K' and V' is local to
   a token; gradient checkpointing recomputes the same blocks. Results are those of the plain path, which is taken where
-  hidden states, attention maps or a hook are to see it, and in graphs.
+  hidden states, attention maps or a hook are to see it, and in graphs. A band's keys and scores too are made for some
+  `BLOCK` queries at a time: they are larger than the input and would leave the cache.
 - On a CPU, bfloat16 and attention dropout go through `eager_attention_forward` under the name of sdpa too: over K slots
   it is faster than torch's kernel there. float16 does not: its logits would overflow, which torch's kernel has in
   float32. Dropout draws 16 bits for an element.
@@ -361,30 +362,22 @@ class LinformerSelfAttention(nn.Module):
         assert slot_bias is not None  # gated slots always have one
         edges = slot_edges(tokens.length, projection.slots, projection.boundary)
         bias = self.band_bias(slot_bias, edges, tokens, blocks)  # [B, b, H, K]
-        banded = [
-            self.band(states, slots, blocks) for states, slots in ((keys, slot_keys), (values, slot_values))
-        ]  # [B, b, H, K, D]
-        short = tokens.length <= projection.keys  # [B or 1]
-        if is_tracing(short) or bool(short.any()):
-            first = torch.arange(projection.keys, device=front.device)
-            # A row without a real token gets no bias, as in `LinformerProjection.slot_bias`.
-            outside = (first >= tokens.length[:, None]) & (tokens.length > 0)[:, None]  # [B or 1, K]
-            outside = outside[:, None, None]
-            single_bias = bias.new_zeros(outside.shape).masked_fill(outside, torch.finfo(bias.dtype).min)
-            bias = torch.where(short[:, None, None, None], single_bias, bias)
-            first = first.clamp(max=length - 1)
-            single = [projection.split_heads(states[:, first])[:, None] for states in (keys, values)]
-            banded = [torch.where(short[:, None, None, None, None], *pair) for pair in zip(single, banded, strict=True)]
-
+        single = self.single_tokens(keys, values, bias, tokens, projection)
         query = nn.functional.pad(self.query(front), (0, 0, 0, blocks * w - length))
-        query = query.view(batch * blocks, w, self.num_attention_heads, -1).transpose(1, 2)  # [B b, H, w, D]
-        key, value = (states.flatten(0, 1) for states in banded)  # [B b, H, K, D]
-        output, weights = self.attend(
-            query, key, value, bias.flatten(0, 1)[:, :, None], projection.projection_type, **kwargs
-        )
-        output = output.reshape(batch, blocks * w, channels)
-        if weights is not None:  # [B b, H, w, K] -> [B, H, b w, K]
-            weights = weights.view(batch, blocks, *weights.shape[1:]).transpose(1, 2).flatten(2, 3)
+        query = query.view(batch, blocks, w, self.num_attention_heads, -1).transpose(2, 3)  # [B, b, H, w, D]
+        by_block = (query, self.near(keys, blocks), self.near(values, blocks), bias)
+        outputs, maps = [], []
+        for part, near_keys, near_values, part_bias in zip(*map(self.parts, by_block), strict=True):
+            states = [(slot_keys, near_keys), (slot_values, near_values)]
+            key, value, part_bias = self.band(states, part_bias, single)
+            output, weights = self.attend(
+                part.flatten(0, 1), key, value, part_bias, projection.projection_type, **kwargs
+            )
+            outputs.append(output.reshape(batch, -1, channels))  # [B b, w, H, D] -> [B, b w, C]
+            if weights is not None:  # [B b, H, w, K] -> [B, H, b w, K]
+                maps.append(weights.view(batch, -1, *weights.shape[1:]).transpose(1, 2).flatten(2, 3))
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        weights = torch.cat(maps, 2) if maps else None
         if tokens.order is None and not torch.compiler.is_exporting():  # a slice would fix N to multiples of w
             return output[:, :length].contiguous(), None if weights is None else weights[:, :, :length]
         # Back to where the tokens stand.
@@ -394,13 +387,63 @@ class LinformerSelfAttention(nn.Module):
             weights = weights.gather(2, place)
         return output, weights
 
-    def band(self, states: torch.Tensor, slots: torch.Tensor, blocks: int) -> torch.Tensor:
-        """States [B, N, C] and slots [B, H, S, D] -> for each block its slots and its 3 w tokens, [B, b, H, K, D]."""
+    def parts(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys or biases of all blocks, [B, b, ...] -> those that are computed at a time: some `BLOCK` tokens.
+
+        A block has a copy of its keys, which is 4 times the tokens at K = 4 w; that of a few blocks stays in the cache.
+        On an accelerator few at a time would leave it idle.
+        """
+        if states.device.type != "cpu" or is_tracing(states):
+            return (states,)
+        return states.split(max(1, BLOCK // self.local_window), 1)
+
+    def near(self, states: torch.Tensor, blocks: int) -> torch.Tensor:
+        """States [B, N, C] -> for each block its 3 w tokens, [B, b, H, 3 w, D], as a view."""
         w = self.local_window
         padded = nn.functional.pad(states, (0, 0, w, blocks * w - states.shape[1] + w))
-        near = padded.unfold(1, 3 * w, w).unflatten(2, (self.num_attention_heads, -1))  # [B, b, H, D, 3 w]
-        far = slots[:, None].expand(-1, blocks, -1, -1, -1)  # [B, b, H, S, D]
-        return torch.cat([far, near.transpose(3, 4)], 3)
+        return padded.unfold(1, 3 * w, w).unflatten(2, (self.num_attention_heads, -1)).transpose(3, 4)
+
+    def band(
+        self,
+        states: list[tuple[torch.Tensor, torch.Tensor]],
+        bias: torch.Tensor,
+        single: list[torch.Tensor] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of some blocks the keys and values (slots, then the 3 w tokens) and the bias, [B b, H, K or 1, D or K]."""
+        banded = []
+        for slots, near in states:
+            far = slots[:, None].expand(-1, near.shape[1], -1, -1, -1)  # [B, b, H, S, D]
+            banded.append(torch.cat([far, near], 3))
+        banded.append(bias[:, :, :, None])
+        if single is not None:
+            short, *instead = single
+            banded = [torch.where(short, *pair) for pair in zip(instead, banded, strict=True)]
+        key, value, part_bias = (each.flatten(0, 1) for each in banded)
+        return key, value, part_bias
+
+    def single_tokens(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor,
+        tokens: RealTokens,
+        projection: LinformerProjection,
+    ) -> list[torch.Tensor] | None:
+        """Which rows have at most K real tokens, [B or 1, 1, 1, 1, 1], and their keys, values and bias; None if no row.
+
+        Each [B or 1, 1, H or 1, K or 1, D or K]: the same for all blocks.
+        """
+        short = tokens.length <= projection.keys  # [B or 1]
+        if not is_tracing(short) and not bool(short.any()):
+            return None
+        first = torch.arange(projection.keys, device=keys.device)
+        # A row without a real token gets no bias, as in `LinformerProjection.slot_bias`.
+        outside = (first >= tokens.length[:, None]) & (tokens.length > 0)[:, None]  # [B or 1, K]
+        outside = outside[:, None, None, None]
+        single_bias = bias.new_zeros(outside.shape).masked_fill(outside, torch.finfo(bias.dtype).min)
+        first = first.clamp(max=keys.shape[1] - 1)
+        single = [projection.split_heads(states[:, first])[:, None] for states in (keys, values)]
+        return [short[:, None, None, None, None], *single, single_bias]
 
     def band_bias(self, slot_bias: torch.Tensor, edges: torch.Tensor, tokens: RealTokens, blocks: int) -> torch.Tensor:
         """[B, b, H, K]: the slots' bias, and the lowest number on slots inside the band and outside the row."""
