@@ -89,7 +89,12 @@ def two(recipe, place) -> Path:
         f"    with open({str(place)!r} + f'/rows-{{self.static}}-' + os.environ['RANK'], 'a') as file:\n"
         "        file.write(json.dumps([self.epoch, list(indices)]) + '\\n')\n"
         "    return whole(self, indices)\n"
-        "D.__getitems__ = get"
+        "D.__getitems__ = get\n"
+        "import sys, torch.distributed; path, end = sys.argv[0] + '-group-' + os.environ['RANK'], sys.exit\n"
+        "def leave(status):\n"
+        "    with open(path, 'w') as file: file.write(str(torch.distributed.is_initialized()))\n"
+        "    end(status)\n"
+        "sys.exit = leave"
     )
     program = place / "noting.py"
     program.write_text(script("pretrain", noting), encoding="utf-8")
@@ -101,6 +106,11 @@ def test_two_processes_train_as_one(one, two):
     assert (results_of(one)["processes"], results_of(two)["processes"]) == (1, 2)
     assert_close(two, one)
     assert results_of(two)["trained_tokens"] == results_of(one)["trained_tokens"]
+
+
+def test_the_processes_leave_their_group_before_the_end(two, place):
+    """Else its threads race the interpreter's end."""
+    assert [(place / f"noting.py-group-{rank}").read_text(encoding="utf-8") for rank in range(2)] == ["False", "False"]
 
 
 def test_the_saved_model_is_whole(two):
