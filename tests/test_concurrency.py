@@ -112,7 +112,7 @@ def test_twenty_processes_read_one_corpus_whether_or_not_it_is_there(data, writt
 def test_twenty_processes_find_the_same_damage(data, written, what):
     """It is put right once; those that waited for it take what the first one made."""
     whole = answer(data)
-    (path,) = Path(prepare(data, LENGTH).counts["folder"]).glob(what)
+    (path,) = prepare(data, LENGTH).folder.glob(what)
     content = bytearray(path.read_bytes())
     content[0] ^= 4
     path.write_bytes(content)
@@ -124,7 +124,7 @@ def test_twenty_processes_find_the_same_damage(data, written, what):
 
 def test_damaged_documents_are_noticed_when_other_rows_are_packed(data, written):
     whole = answer(data)
-    folder = Path(prepare(data, LENGTH).counts["folder"])
+    folder = prepare(data, LENGTH).folder
     expected = prepare(data, LENGTH // 2).train["input_ids"][:]
     shutil.rmtree(folder / f"rows-full_sentences-{LENGTH // 2}")
     (path,) = (folder / "train").glob("*.arrow")
@@ -140,7 +140,7 @@ def test_damaged_documents_are_noticed_when_other_rows_are_packed(data, written)
 def test_a_reader_keeps_what_it_has_opened_when_the_folder_is_made_again(data):
     opened = prepare(data, LENGTH)
     rows = opened.train["input_ids"][:]
-    folder = Path(opened.counts["folder"])
+    folder = opened.folder
     (folder / "counts.json").write_text("{}", encoding="utf-8")
     assert prepare(data, LENGTH).train["input_ids"][:] == rows
     assert opened.train[:]["input_ids"] == rows  # mapped from files that have no name any more

@@ -271,20 +271,29 @@ def test_another_content_is_another_corpus(texts, settings, tmp_path):
     shutil.copytree(texts, copy)
     data = settings(files(copy))
     before = prepare(data, LENGTH)
-    assert prepare(data, LENGTH).counts["folder"] == before.counts["folder"]
+    assert prepare(data, LENGTH).folder == before.folder
     file = copy / "00.txt"
     file.write_text(file.read_text(encoding="utf-8").replace("river", "Fluss"), encoding="utf-8")  # of equal length
     after = prepare(data, LENGTH)
-    assert after.counts["folder"] != before.counts["folder"]
+    assert after.folder != before.folder
     (copy / "more.txt").write_text("One more document. It is short.", encoding="utf-8")
-    assert prepare(data, LENGTH).counts["folder"] not in (before.counts["folder"], after.counts["folder"])
+    assert prepare(data, LENGTH).folder not in (before.folder, after.folder)
+
+
+@pytest.mark.parametrize("home", [".", "elsewhere"])
+def test_the_record_does_not_name_the_home_folder(texts, settings, tmp_path, monkeypatch, home):
+    """It is published with the model."""
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    prepared = prepare(settings(files(texts), cache_dir=str(tmp_path / "cache")), LENGTH)
+    shown = f"~/cache/{prepared.folder.name}" if home == "." else str(prepared.folder)
+    assert prepared.counts["folder"] == shown
 
 
 @pytest.mark.parametrize(
     "change", [{"vocab_size": 190}, {"lowercase": False}, {"validation_fraction": 0.3}, {"max_documents": 11}]
 )
 def test_another_recipe_is_another_corpus(texts, settings, change):
-    folders = {prepare(settings(files(texts), **more), LENGTH).counts["folder"] for more in ({}, change)}
+    folders = {prepare(settings(files(texts), **more), LENGTH).folder for more in ({}, change)}
     assert len(folders) == 2
 
 
@@ -329,7 +338,7 @@ def test_two_processes_may_prepare_the_same_corpus_where_files_cannot_be_locked(
     (folder,) = (tmp_path / "cache").glob("corpus-*")
     assert not [path for path in folder.iterdir() if path.is_dir() and path.name.startswith(".")]
     prepared = prepare(data, LENGTH)
-    assert prepared.counts["folder"] == str(folder)
+    assert prepared.folder == folder
     assert [counts.get(timeout=10) for _ in running] == [len(prepared.train)] * 2
 
 
@@ -726,7 +735,7 @@ def test_a_corpus_is_cached_under_the_content_of_its_tokenizer(texts, settings, 
         shutil.rmtree(tmp_path / place, ignore_errors=True)
         tokenizers[kind].save_pretrained(tmp_path / place)
         prepared = prepare(settings(files(texts), tokenizer=str(tmp_path / place)), LENGTH)
-        folders.append(prepared.counts["folder"])
+        folders.append(prepared.folder)
         assert len(prepared.tokenizer) == len(tokenizers[kind])
     assert folders[0] == folders[1]
     assert folders[0] != folders[2]

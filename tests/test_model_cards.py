@@ -1,6 +1,7 @@
 """The kept model cards are what their results say, and the Hub's parser reads their metadata."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def test_every_card_has_its_results():
 def test_a_card_is_what_its_results_say(name):
     kept = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     assert (FOLDER / f"{name}.md").read_text(encoding="utf-8") == results.model_card(**kept["card"])
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_it_names_no_folder_of_one_machine(name):
+    text = (FOLDER / f"{name}.json").read_text(encoding="utf-8") + (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    assert not re.findall(r'["\s`(](/[a-z]+/[^\s"]*)', text)
 
 
 @pytest.mark.parametrize("name", KEPT)

@@ -208,7 +208,7 @@ def test_an_array_of_objects_in_the_cache_is_not_unpickled(texts, place, mark, t
     import numpy as np
 
     data = read_recipe(recipe, [f"data.cache_dir={tmp_path / 'cache'}"]).build("data")
-    rows = Path(prepare(data, 32).counts["folder"]) / "rows-full_sentences-32"
+    rows = prepare(data, 32).folder / "rows-full_sentences-32"
     np.save(rows / "token_counts.npy", np.array([Payload(mark)], dtype=object), allow_pickle=True)
     write(rows)
     with pytest.raises(ValueError, match="allow_pickle=False"):

@@ -182,6 +182,7 @@ class PreparedCorpus:
     Attributes:
         token_counts: [V], how often each token stands in the training rows (streaming: in its first rows).
         counts: documents, tokens and truncated tokens of each split, for the record.
+        folder: where it is cached; None for a stream.
     """
 
     train: Dataset | StreamedRows
@@ -189,6 +190,7 @@ class PreparedCorpus:
     tokenizer: PreTrainedTokenizerBase
     token_counts: np.ndarray
     counts: dict[str, Any]
+    folder: Path | None = None
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -341,7 +343,7 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
     if not packed_already or not rows.exists():
         _make(rows, lambda beside, _: _write_rows(data, length, folder, beside))
     counts = {
-        "folder": str(folder),
+        "folder": _from_home(folder),
         **json.loads((folder / "counts.json").read_text()),
         "row_length": length,
         "packing": data.packing,
@@ -359,7 +361,16 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
         token_counts=np.load(rows / "token_counts.npy", allow_pickle=False),
         counts=counts,
+        folder=folder,
     )
+
+
+def _from_home(folder: Path) -> str:
+    """As `~/...` where it can be: results are published with the model, and a home folder's name is its user's."""
+    try:
+        return (Path("~") / folder.absolute().relative_to(Path.home())).as_posix()
+    except (ValueError, RuntimeError):  # elsewhere, or there is no home
+        return str(folder)
 
 
 def _write_documents(data: PretrainingData, folder: Path) -> None:
