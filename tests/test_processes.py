@@ -90,11 +90,12 @@ def two(recipe, place) -> Path:
         "        file.write(json.dumps([self.epoch, list(indices)]) + '\\n')\n"
         "    return whole(self, indices)\n"
         "D.__getitems__ = get\n"
-        "import sys, torch.distributed; path, end = sys.argv[0] + '-group-' + os.environ['RANK'], sys.exit\n"
+        "import atexit, sys, torch.distributed; path, end = sys.argv[0] + '-group-' + os.environ['RANK'], os._exit\n"
+        "at_exit = []; atexit.register(at_exit.append, 'at exit')\n"
         "def leave(status):\n"
-        "    with open(path, 'w') as file: file.write(str(torch.distributed.is_initialized()))\n"
+        "    with open(path, 'w') as file: file.write(str([torch.distributed.is_initialized(), *at_exit]))\n"
         "    end(status)\n"
-        "sys.exit = leave"
+        "os._exit = leave"
     )
     program = place / "noting.py"
     program.write_text(script("pretrain", noting), encoding="utf-8")
@@ -108,9 +109,10 @@ def test_two_processes_train_as_one(one, two):
     assert results_of(two)["trained_tokens"] == results_of(one)["trained_tokens"]
 
 
-def test_the_processes_leave_their_group_before_the_end(two, place):
-    """Else its threads race the interpreter's end."""
-    assert [(place / f"noting.py-group-{rank}").read_text(encoding="utf-8") for rank in range(2)] == ["False", "False"]
+def test_the_processes_end_before_the_interpreters_teardown(two, place):
+    """Out of their group, after all that runs at exit: in the teardown one aborted, rarely, and the run had failed."""
+    found = [(place / f"noting.py-group-{rank}").read_text(encoding="utf-8") for rank in range(2)]
+    assert found == ["[False, 'at exit']"] * 2
 
 
 def test_the_saved_model_is_whole(two):
