@@ -293,10 +293,10 @@ def test_a_checkpoint_draws_the_same_masks_again(reentrant, extra, monkeypatch):
 
 
 def test_checkpointing_computes_a_block_twice(monkeypatch):
-    model, calls, real = build(KINDS[0]).train(), [], modeling.LinformerLayer.block
+    model, calls, real = build(KINDS[0]).train(), [], modeling.LinformerLayer.chunk
     model.gradient_checkpointing_enable()
     monkeypatch.setattr(
-        modeling.LinformerLayer, "block", lambda *given, **more: calls.append(1) or real(*given, **more)
+        modeling.LinformerLayer, "chunk", lambda *given, **more: calls.append(1) or real(*given, **more)
     )
     model(inputs_embeds=torch.randn(1, 300, 32)).last_hidden_state.sum().backward()
     assert len(calls) == 2 * 3 * 4  # forward and backward, layers, blocks of 96 tokens

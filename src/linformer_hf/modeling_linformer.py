@@ -24,9 +24,11 @@ Everything that is not attention is BERT: post-LN layers, learned positions, BER
 - The forward pass never changes the configuration.
 - On a CPU a batch is packed: padding is dropped before the first layer and put back, as zeros, behind the last. Without
   gradients a layer then overwrites its input in blocks of `BLOCK` tokens, since all that follows K' and V' is local to
-  a token; gradient checkpointing recomputes the same blocks. Results are those of the plain path, which is taken where
-  hidden states, attention maps or a hook are to see it, and in graphs. A band's keys and scores too are made for some
-  `BLOCK` queries at a time: they are larger than the input and would leave the cache.
+  a token; gradient checkpointing recomputes the same blocks. No module is called as a whole there, so this way is taken
+  only where every module of the encoder is just as it was made here (`exact`): one that is wrapped, subclassed,
+  patched, hooked or quantized gets what BERT's would, and so does whoever asks for hidden states or attention maps. A
+  band's keys and scores too are made for some `BLOCK` queries at a time: they are larger than the input and would
+  leave the cache.
 - On a CPU, bfloat16 and attention dropout go through `eager_attention_forward` under the name of sdpa too: over K slots
   it is faster than torch's kernel there. float16 does not: its logits would overflow, which torch's kernel has in
   float32. Dropout draws 16 bits for an element.
@@ -36,16 +38,18 @@ Everything that is not attention is BERT: post-LN layers, learned positions, BER
 Letters: B batch, N length, K slots, H heads, D head size, C hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from inspect import unwrap
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN, GELUActivation
+from transformers.activations import ACT2CLS, ACT2FN, GELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -64,7 +68,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_linformer import NO_CAUSAL, LinformerConfig
-from .projection_linformer import LinformerProjection, RealTokens, slot_edges
+from .projection_linformer import LinformerProjection, RealTokens, at_least, in_general_form, readable, slot_edges
 
 
 # Tokens of a block: enough for a matrix product to run at full speed, few enough to stay in the cache.
@@ -80,7 +84,7 @@ SharedProjection = Callable[[], LinformerProjection | None]
 
 def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ignore_index: int | None = None) -> None:
     """Raise a ValueError if an entry of `ids` lies outside [0, upper); eager CPU tensors only (see the top)."""
-    if ids is None or ids.device.type != "cpu" or is_tracing(ids) or ids.numel() == 0:
+    if ids is None or ids.device.type != "cpu" or not readable(ids) or ids.numel() == 0:
         return
     bad = (ids < 0) | (ids >= upper)
     if ignore_index is not None:
@@ -135,7 +139,7 @@ def drop(states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
     """`nn.functional.dropout`, faster on a CPU; the probability is rounded to a multiple of 2^-16."""
     if not training or rate == 0:
         return states
-    plain = states.device.type != "cpu" or not 2**-16 <= rate < 1 - 2**-16 or is_tracing(states)
+    plain = states.device.type != "cpu" or not 2**-16 <= rate < 1 - 2**-16 or is_tracing(states) or transformed()
     if plain:
         return nn.functional.dropout(states, p=rate, training=True)
     return states * dropout_factor(
@@ -150,10 +154,25 @@ class LinformerDropout(nn.Dropout):
         return drop(states, self.p, self.training)
 
 
-def untouched(module: nn.Module, kind: type) -> bool:
-    """Whether it is just this kind of module: nobody has replaced it, hooked it or put it elsewhere (accelerate)."""
-    return type(module) is kind and not (
-        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+def transformed() -> bool:
+    """Whether torch.func (vmap, grad, ...) or forward-mode differentiation looks on: it follows no write in place."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def exact(module: nn.Module, hooks: int = 0) -> bool:
+    """Whether it is just as this file makes it, so that nobody can tell whether it was called.
+
+    Nobody has subclassed or replaced it, given it or its class a `forward` of its own, compiled it, put more than
+    `hooks` forward hooks on it, or made its weights tensors of another kind (quantized, sharded).
+    """
+    kind = type(module)
+    return (
+        MADE_HERE.get(kind) is kind.forward
+        and "forward" not in module.__dict__
+        and len(module._forward_hooks) <= hooks
+        and not (module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+        and module._compiled_call_impl is None
+        and all(weight is None or type(weight) in PLAIN_TENSORS for weight in module._parameters.values())
     )
 
 
@@ -172,7 +191,7 @@ def eager_attention_forward(
     if attention_mask is not None:
         scores = scores + attention_mask
     if scores.device.type == "cpu":  # softmax computes in float32 whatever it is given
-        free = scores if not torch.is_grad_enabled() and not is_tracing(scores) else None
+        free = scores if not torch.is_grad_enabled() and not is_tracing(scores) and not transformed() else None
         weights = torch.softmax(scores, dim=-1, out=free)
     else:
         weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -249,7 +268,11 @@ class LinformerSelfAttention(nn.Module):
         self.attention_head_size = config.hidden_size // config.num_attention_heads
         self.scaling = self.attention_head_size**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
+        # What of the projection is needed here; it may be wrapped, so it is not asked.
+        self.projection_type = config.projection_type
         self.local_window = config.local_window
+        self.keys = config.projected_lengths[layer_idx]  # K
+        self.boundary = config.boundary_slots
         self.is_causal = False  # sdpa would otherwise assume a causal mask where none is given
 
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
@@ -268,12 +291,12 @@ class LinformerSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, N, C] -> [B, N, C], and the attention map [B, H, N, K] where the implementation gives it (eager)."""
         projection = self.projection_of(shared_projection)
-        if self.banded(hidden_states, projection):
+        if self.banded(hidden_states):
             return self.banded_attention(hidden_states, tokens, projection, **kwargs)
         slots = self.slots(hidden_states, tokens, projection)
-        output, weights = self.attend_to_slots(hidden_states, slots, projection, **kwargs)
-        if weights is not None and weights.shape[-1] < projection.keys:  # the keys that a short input leaves empty
-            weights = nn.functional.pad(weights, (0, projection.keys - weights.shape[-1]))
+        output, weights = self.attend_to_slots(hidden_states, slots, **kwargs)
+        if weights is not None and weights.shape[-1] < self.keys:  # the keys that a short input leaves empty
+            weights = nn.functional.pad(weights, (0, self.keys - weights.shape[-1]))
         return output, weights
 
     def projection_of(self, shared_projection: SharedProjection | None) -> LinformerProjection:
@@ -290,21 +313,24 @@ class LinformerSelfAttention(nn.Module):
         """K', V' and their bias, as `LinformerProjection.forward` gives them."""
         return projection(hidden_states, lambda states: self.key(states), lambda states: self.value(states), tokens)
 
-    def banded(self, hidden_states: torch.Tensor, projection: LinformerProjection) -> bool:
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """[B, n, C] -> [B, H, n, D]."""
+        return states.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
+
+    def banded(self, hidden_states: torch.Tensor) -> bool:
         """Whether an input of this length has a band of single tokens among its keys."""
-        longer = torch.compiler.is_exporting() or hidden_states.shape[1] > projection.keys
+        longer = in_general_form() or hidden_states.shape[1] > self.keys
         return bool(self.local_window) and longer
 
     def attend_to_slots(
         self,
         hidden_states: torch.Tensor,
         slots: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
-        projection: LinformerProjection,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """All tokens of a row or a block of them, [B, n, C], over K', V' and their bias -> [B, n, C] and the map."""
-        query = projection.split_heads(self.query(hidden_states))  # [B, H, n, D]
-        output, weights = self.attend(query, *slots, projection.projection_type, **kwargs)
+        query = self.split_heads(self.query(hidden_states))  # [B, H, n, D]
+        output, weights = self.attend(query, *slots, **kwargs)
         return output.reshape(*hidden_states.shape).contiguous(), weights
 
     def attend(
@@ -313,7 +339,6 @@ class LinformerSelfAttention(nn.Module):
         key: torch.Tensor,
         value: torch.Tensor,
         bias: torch.Tensor | None,
-        projection_type: str,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention by the chosen implementation: [B, H, N, D] and [B, H, K, D] -> [B, N, H, D] and the map or None."""
@@ -321,13 +346,13 @@ class LinformerSelfAttention(nn.Module):
         if bias is not None and "flash" in (implementation or ""):
             raise ValueError(
                 f"attn_implementation={implementation!r} takes no bias on slots, which projection_type="
-                f"{projection_type!r} needs for this input (empty slots, or slots that weigh what their tokens would "
-                "together). Load the model with attn_implementation='sdpa'."
+                f"{self.projection_type!r} needs for this input (empty slots, or slots that weigh what their tokens "
+                "would together). Load the model with attn_implementation='sdpa'."
             )
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         written_out = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
-        if implementation == "sdpa" and written_out and query.device.type == "cpu" and not is_tracing(query):
+        if attention is sdpa_attention_forward and written_out and query.device.type == "cpu" and not is_tracing(query):
             output, _ = eager_attention_forward(  # see the top
                 self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs
             )
@@ -351,8 +376,8 @@ class LinformerSelfAttention(nn.Module):
         """
         w, (batch, length, channels) = self.local_window, hidden_states.shape
         blocks = (length + w - 1) // w
-        if torch.compiler.is_exporting():
-            blocks = torch.sym_max(blocks, 2)  # 1 is special: the graph would hold for N <= w only, or for N > w
+        if in_general_form():
+            blocks = at_least(blocks, 2)  # 1 is special: the graph would hold for N <= w only, or for N > w
         front = tokens.to_front(hidden_states)  # [B, N, C]
         keys, values = self.key(front), self.value(front)  # [B, N, C]
         # A call of the module, so that hooks and wrappers see it (accelerate, PEFT). Of tokens in front, only each
@@ -360,9 +385,9 @@ class LinformerSelfAttention(nn.Module):
         in_front = RealTokens(None, tokens.place, tokens.length, None)
         slot_keys, slot_values, slot_bias = projection(front, lambda _: keys, lambda _: values, in_front)
         assert slot_bias is not None  # gated slots always have one
-        edges = slot_edges(tokens.length, projection.slots, projection.boundary)
+        edges = slot_edges(tokens.length, self.keys - 3 * w, self.boundary)
         bias = self.band_bias(slot_bias, edges, tokens, blocks)  # [B, b, H, K]
-        single = self.single_tokens(keys, values, bias, tokens, projection)
+        single = self.single_tokens(keys, values, bias, tokens)
         query = nn.functional.pad(self.query(front), (0, 0, 0, blocks * w - length))
         query = query.view(batch, blocks, w, self.num_attention_heads, -1).transpose(2, 3)  # [B, b, H, w, D]
         by_block = (query, self.near(keys, blocks), self.near(values, blocks), bias)
@@ -370,15 +395,13 @@ class LinformerSelfAttention(nn.Module):
         for part, near_keys, near_values, part_bias in zip(*map(self.parts, by_block), strict=True):
             states = [(slot_keys, near_keys), (slot_values, near_values)]
             key, value, part_bias = self.band(states, part_bias, single)
-            output, weights = self.attend(
-                part.flatten(0, 1), key, value, part_bias, projection.projection_type, **kwargs
-            )
+            output, weights = self.attend(part.flatten(0, 1), key, value, part_bias, **kwargs)
             outputs.append(output.reshape(batch, -1, channels))  # [B b, w, H, D] -> [B, b w, C]
             if weights is not None:  # [B b, H, w, K] -> [B, H, b w, K]
                 maps.append(weights.view(batch, -1, *weights.shape[1:]).transpose(1, 2).flatten(2, 3))
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
         weights = torch.cat(maps, 2) if maps else None
-        if tokens.order is None and not torch.compiler.is_exporting():  # a slice would fix N to multiples of w
+        if tokens.order is None and not in_general_form():  # a slice would fix N to multiples of w
             return output[:, :length].contiguous(), None if weights is None else weights[:, :, :length]
         # Back to where the tokens stand.
         output = output.gather(1, tokens.place[..., None].expand(batch, -1, channels))
@@ -422,27 +445,22 @@ class LinformerSelfAttention(nn.Module):
         return key, value, part_bias
 
     def single_tokens(
-        self,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        bias: torch.Tensor,
-        tokens: RealTokens,
-        projection: LinformerProjection,
+        self, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor, tokens: RealTokens
     ) -> list[torch.Tensor] | None:
         """Which rows have at most K real tokens, [B or 1, 1, 1, 1, 1], and their keys, values and bias; None if no row.
 
         Each [B or 1, 1, H or 1, K or 1, D or K]: the same for all blocks.
         """
-        short = tokens.length <= projection.keys  # [B or 1]
-        if not is_tracing(short) and not bool(short.any()):
+        short = tokens.length <= self.keys  # [B or 1]
+        if readable(short) and not bool(short.any()):
             return None
-        first = torch.arange(projection.keys, device=keys.device)
+        first = torch.arange(self.keys, device=keys.device)
         # A row without a real token gets no bias, as in `LinformerProjection.slot_bias`.
         outside = (first >= tokens.length[:, None]) & (tokens.length > 0)[:, None]  # [B or 1, K]
         outside = outside[:, None, None, None]
         single_bias = bias.new_zeros(outside.shape).masked_fill(outside, torch.finfo(bias.dtype).min)
         first = first.clamp(max=keys.shape[1] - 1)
-        single = [projection.split_heads(states[:, first])[:, None] for states in (keys, values)]
+        single = [self.split_heads(states[:, first])[:, None] for states in (keys, values)]
         return [short[:, None, None, None, None], *single, single_bias]
 
     def band_bias(self, slot_bias: torch.Tensor, edges: torch.Tensor, tokens: RealTokens, blocks: int) -> torch.Tensor:
@@ -484,8 +502,7 @@ class LinformerSelfOutput(nn.Module):
         if tokens.rows is not None:  # [1, T, C]
             share = share.repeat_interleave(tokens.length)
             return self.dense(context) + share[None, :, None] * self.correction(context)
-        whole = untouched(self.dense, nn.Linear) and untouched(self.correction, LinformerCorrection)
-        if tokens.mask is None and whole:  # all rows are equally long: one product
+        if tokens.mask is None and exact(self.dense) and exact(self.correction):  # rows of one length: one product
             weight = self.dense.weight + share * self.correction.weight
             return nn.functional.linear(context, weight, self.dense.bias + share * self.correction.bias)
         return self.dense(context) + share[:, None, None] * self.correction(context)
@@ -516,8 +533,9 @@ class LinformerIntermediate(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         states = self.dense(hidden_states)
-        plain = torch.is_grad_enabled() or states.device.type != "cpu" or is_tracing(states)
-        if not plain and untouched(self.dense, nn.Linear) and untouched(self.intermediate_act_fn, GELUActivation):
+        plain = torch.is_grad_enabled() or states.device.type != "cpu" or is_tracing(states) or transformed()
+        gelu = type(self.intermediate_act_fn) is GELUActivation and exact(self.intermediate_act_fn)
+        if not plain and gelu and exact(self.dense):
             return torch.ops.aten.gelu_(states)  # in place: this is the largest tensor of a layer
         return self.intermediate_act_fn(states)
 
@@ -534,7 +552,7 @@ class LinformerOutput(nn.Module):
 
 
 class LinformerLayer(GradientCheckpointingLayer):
-    """BERT's layer. A packed batch [1, T, C] goes row by row, in blocks, where that saves memory."""
+    """BERT's layer."""
 
     def __init__(self, config: LinformerConfig, layer_idx: int):
         super().__init__()
@@ -549,66 +567,61 @@ class LinformerLayer(GradientCheckpointingLayer):
         shared_projection: SharedProjection | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        checkpointing = self.gradient_checkpointing and self.training
-        if tokens.rows is not None and (checkpointing or tokens.overwrite):
-            return self.in_blocks(hidden_states, tokens.rows, shared_projection, checkpointing, **kwargs)
-        if checkpointing:
-            whole = partial(self.whole, **kwargs)
-            return self._gradient_checkpointing_func(whole, hidden_states, tokens, shared_projection)
-        return self.whole(hidden_states, tokens, shared_projection, **kwargs)
+        """[B, N, C] -> [B, N, C]."""
+        attention_output = self.attention(hidden_states, tokens, shared_projection, **kwargs)
+        return self.output(self.intermediate(attention_output), attention_output)
 
-    def whole(
+    def packed(
         self,
         hidden_states: torch.Tensor,
         tokens: RealTokens,
-        shared_projection: SharedProjection | None = None,
+        shared_projection: SharedProjection,
+        overwrite: bool,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """All rows at once: [B, N, C], or packed [1, T, C] with attention row by row."""
-        if tokens.rows is None:
-            attention_output = self.attention(hidden_states, tokens, shared_projection, **kwargs)
-        else:
-            context = [
-                self.attention.self(row, RealTokens.from_mask(None, count, row.device), shared_projection, **kwargs)[0]
-                for row, count in zip(hidden_states.split(tokens.rows, 1), tokens.rows, strict=True)
-            ]
-            attention_output = self.attention.output(torch.cat(context, 1), hidden_states, tokens)
-        return self.output(self.intermediate(attention_output), attention_output)
+        """[1, T, C] -> [1, T, C], the real tokens of row after row: `forward`, in chunks.
 
-    def in_blocks(
+        With `overwrite` the result overwrites `hidden_states`: above the input, memory is that of one block. With
+        checkpointing only K', V' and the layer's input are kept, and a block is computed again for its gradient.
+        """
+        compute, results = partial(self.chunk, **kwargs), []
+        checkpointing = self.gradient_checkpointing and self.training
+        given: Any
+        for given in self.chunks(hidden_states, tokens, shared_projection, overwrite or checkpointing, **kwargs):
+            if checkpointing:  # K' and V' are arguments of their own: reentrant checkpoints look at these only
+                results.append(self._gradient_checkpointing_func(compute, *given))
+            elif overwrite:
+                given[0].copy_(compute(*given))
+            else:
+                results.append(compute(*given))
+        return torch.cat(results, 1) if results else hidden_states
+
+    def chunks(
         self,
         hidden_states: torch.Tensor,
-        rows: list[int],
-        shared_projection: SharedProjection | None,
-        checkpointing: bool,
+        tokens: RealTokens,
+        shared_projection: SharedProjection,
+        in_blocks: bool,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """[1, T, C] -> [1, T, C]: K' and V' of a row first, then its tokens in blocks of `BLOCK`.
-
-        With `RealTokens.overwrite` the result overwrites `hidden_states`: above the input, memory is that of one block.
-        With checkpointing only K', V' and the layer's input are kept, and a block is computed again for its gradient.
-        """
-        compute = partial(self.block, **kwargs)
-        attention, results = self.attention.self, []
+    ) -> Iterator[tuple]:
+        """The arguments of `chunk`: blocks of `BLOCK` tokens of one row, or the whole batch as one chunk."""
+        attention, contexts = self.attention.self, []
         projection = attention.projection_of(shared_projection)
-        for row in hidden_states.split(rows, 1):
-            tokens = RealTokens.from_mask(None, row.shape[1], row.device)
-            blocks: list[tuple]
-            if attention.banded(row, projection):
-                context = attention(row, tokens, shared_projection, **kwargs)[0].split(BLOCK, 1)
-                blocks = [(block, tokens, near) for block, near in zip(row.split(BLOCK, 1), context, strict=True)]
-            else:
-                slots = attention.slots(row, tokens, projection)
-                blocks = [(block, tokens, None, *slots, projection) for block in row.split(BLOCK, 1)]
-            given: Any
-            for given in blocks:
-                if checkpointing:  # K' and V' are arguments of their own: reentrant checkpoints look at these only
-                    results.append(self._gradient_checkpointing_func(compute, *given))
-                else:
-                    given[0].copy_(compute(*given))
-        return torch.cat(results, 1) if checkpointing else hidden_states
+        assert tokens.rows is not None
+        for row in hidden_states.split(tokens.rows, 1):
+            alone = RealTokens.from_mask(None, row.shape[1], row.device)
+            if in_blocks and not attention.banded(row):
+                slots = attention.slots(row, alone, projection)
+                yield from ((block, alone, None, *slots) for block in row.split(BLOCK, 1))
+                continue
+            context = attention(row, alone, shared_projection, **kwargs)[0]
+            if in_blocks:
+                yield from zip(row.split(BLOCK, 1), repeat(alone), context.split(BLOCK, 1), strict=False)
+            contexts.append(context)
+        if not in_blocks:
+            yield hidden_states, tokens, torch.cat(contexts, 1)
 
-    def block(
+    def chunk(
         self,
         hidden_states: torch.Tensor,
         tokens: RealTokens,
@@ -616,19 +629,13 @@ class LinformerLayer(GradientCheckpointingLayer):
         key: Any = None,
         value: Any = None,
         slot_bias: torch.Tensor | None = None,
-        projection: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """What of the layer is local to a token, [1, n, C] -> [1, n, C]; `context`: attention's output, if known."""
         if context is None:
-            slots = (key, value, slot_bias)
-            context, _ = self.attention.self.attend_to_slots(hidden_states, slots, projection, **kwargs)
+            context, _ = self.attention.self.attend_to_slots(hidden_states, (key, value, slot_bias), **kwargs)
         attention_output = self.attention.output(context, hidden_states, tokens)
         return self.output(self.intermediate(attention_output), attention_output)
-
-
-# GradientCheckpointingLayer has wrapped it so that the layer is recomputed as a whole; `forward` decides for itself.
-LinformerLayer.forward = unwrap(LinformerLayer.forward)  # type: ignore[method-assign]
 
 
 class LinformerEncoder(nn.Module):
@@ -645,6 +652,13 @@ class LinformerEncoder(nn.Module):
         for layer in self.layer:
             hidden_states = layer(hidden_states, tokens, self.shared_projection, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def packed(self, hidden_states: torch.Tensor, tokens: RealTokens, overwrite: bool, **kwargs) -> torch.Tensor:
+        """[1, T, C] -> [1, T, C], see `LinformerLayer.packed`."""
+        layer: Any
+        for layer in self.layer:
+            hidden_states = layer.packed(hidden_states, tokens, self.shared_projection, overwrite, **kwargs)
+        return hidden_states
 
     def shared_projection(self) -> LinformerProjection | None:
         """The projection of all layers (`layerwise`), or None."""
@@ -800,7 +814,7 @@ class LinformerModel(LinformerPreTrainedModel):
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
         self._check_inputs(given, attention_mask, kwargs)
-        check_range("input_ids", input_ids, self.embeddings.word_embeddings.num_embeddings, "the vocabulary")
+        check_range("input_ids", input_ids, self.config.vocab_size, "the vocabulary")
         check_range("token_type_ids", token_type_ids, self.config.type_vocab_size, "type_vocab_size")
         check_range("position_ids", position_ids, self.config.max_position_embeddings, "max_position_embeddings")
 
@@ -815,7 +829,7 @@ class LinformerModel(LinformerPreTrainedModel):
         if packs:
             sequence_output = self._encode_packed(hidden_states, tokens, in_blocks, **kwargs)
         else:
-            sequence_output = self.encoder(hidden_states, tokens, **kwargs).last_hidden_state
+            sequence_output = tokens.select(self.encoder(hidden_states, tokens, **kwargs).last_hidden_state)
         return BaseModelOutputWithPooling(
             last_hidden_state=sequence_output,
             pooler_output=self.pooler(sequence_output, tokens) if self.pooler is not None else None,
@@ -823,32 +837,36 @@ class LinformerModel(LinformerPreTrainedModel):
 
     def _packs(self, given: torch.Tensor, tokens: RealTokens, kwargs: dict) -> bool:
         """Whether the encoder is given the real tokens of row after row (see the top); `given`: ids or embeddings."""
-        if given.device.type != "cpu" or is_tracing(given) or self.observed(kwargs):
+        if given.device.type != "cpu" or is_tracing(given) or transformed():
             return False
         batch, length = given.shape[:2]
         real = batch * length if tokens.mask is None else int(tokens.length.sum())
         if not real:
             return False
-        blocks = self.gradient_checkpointing if self.training else not torch.is_grad_enabled()
-        return batch * length - real >= WORTH_PACKING * batch or (blocks and real >= WORTH_BLOCKS * batch)
+        overwrite = not torch.is_grad_enabled() and not self.training
+        blocks = overwrite or (self.gradient_checkpointing and self.training)
+        if batch * length - real < WORTH_PACKING * batch and not (blocks and real >= WORTH_BLOCKS * batch):
+            return False
+        # Embeddings that are changed may keep what they give; PEFT and reentrant checkpoints hook those of words.
+        return not self._observed(kwargs) and self._exact(self.encoder, *([self.embeddings] if overwrite else []))
 
-    def observed(self, kwargs: dict) -> bool:
-        """Whether hidden states, attention maps or the inputs and outputs of single modules are to be seen."""
+    def _observed(self, kwargs: dict) -> bool:
+        """Whether hidden states or attention maps are asked for, or an attention that is not from here is to run."""
         for name in ("output_hidden_states", "output_attentions"):
             asked = kwargs.get(name, getattr(self.config, name, None))
             if asked is not None and asked is not False:
                 return True
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        return attention not in (eager_attention_forward, sdpa_attention_forward)
+
+    def _exact(self, *parts: nn.Module) -> bool:
+        """Whether nobody has changed, hooked or compiled a module of these parts."""
         capturing = getattr(self, "_output_capturing_hooks_installed", False)  # transformers' own; asleep unless asked
-        for module in (*self.embeddings.modules(), *self.encoder.modules()):
-            own = capturing and isinstance(module, LinformerLayer | LinformerSelfAttention)
-            backward = module._backward_hooks or module._backward_pre_hooks
-            if module is self.embeddings.word_embeddings:
-                continue  # what it gives is copied; PEFT and reentrant checkpoints hook it
-            if len(module._forward_hooks) > own or module._forward_pre_hooks or backward:
-                return True
-            if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):  # a graph for all lengths
-                return True
-        return False
+        return not torch.nn.modules.module._has_any_global_hook() and all(
+            exact(module, hooks=capturing and isinstance(module, LinformerLayer | LinformerSelfAttention))
+            for part in parts
+            for module in part.modules()
+        )
 
     def _encode_packed(
         self, hidden_states: torch.Tensor, tokens: RealTokens, overwrite: bool, **kwargs
@@ -856,14 +874,14 @@ class LinformerModel(LinformerPreTrainedModel):
         """The encoder over real tokens only: [B, N, C] -> [B, N, C] with zeros at padding."""
         batch, length, channels = hidden_states.shape
         if tokens.mask is None:
-            rows = RealTokens(None, tokens.place, tokens.length.expand(batch), None, [length] * batch, overwrite)
+            rows = RealTokens(None, tokens.place, tokens.length.expand(batch), None, [length] * batch)
             packed = hidden_states.reshape(1, batch * length, channels)  # the embeddings' own output: free to overwrite
-            return self.encoder(packed, rows, **kwargs).last_hidden_state.view(batch, length, channels)
+            return self.encoder.packed(packed, rows, overwrite, **kwargs).view(batch, length, channels)
         counts: list[int] = tokens.length.tolist()
         filled = [count for count in counts if count]
         lengths = tokens.length[tokens.length > 0]
-        rows = RealTokens(None, tokens.place[tokens.mask][None], lengths, None, filled, overwrite)
-        packed = self.encoder(hidden_states[tokens.mask][None], rows, **kwargs).last_hidden_state[0]
+        rows = RealTokens(None, tokens.place[tokens.mask][None], lengths, None, filled)
+        packed = self.encoder.packed(hidden_states[tokens.mask][None], rows, overwrite, **kwargs)[0]
         unpacked = packed.new_zeros(batch, length, channels)
         return unpacked.masked_scatter(tokens.mask[..., None], packed)
 
@@ -889,7 +907,7 @@ class LinformerModel(LinformerPreTrainedModel):
                 f"attention_mask must be [batch, length] = [{batch}, {length}] with 1 on real tokens, got "
                 f"{list(attention_mask.shape)}; a mask of query-key pairs cannot be honoured: {NO_CAUSAL}."
             )
-        if attention_mask.device.type == "cpu" and not is_tracing(attention_mask):
+        if attention_mask.device.type == "cpu" and readable(attention_mask):
             bad = (attention_mask != 0) & (attention_mask != 1)
             if bool(bad.any()):
                 raise ValueError(
@@ -1171,6 +1189,20 @@ class LinformerForMultipleChoice(LinformerPreTrainedModel):
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+# What `exact` knows: every kind of module of an encoder, with the `forward` that it has when this file is imported.
+ACTIVATIONS = {kind[0] if isinstance(kind, tuple) else kind for kind in ACT2CLS.values()}
+MADE_HERE = {
+    kind: kind.forward
+    for kind in (
+        *(nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList, *ACTIVATIONS),
+        *(LinformerEmbeddings, LinformerDropout, LinformerEncoder, LinformerLayer, LinformerProjection),
+        *(LinformerAttention, LinformerSelfAttention, LinformerSelfOutput, LinformerCorrection),
+        *(LinformerIntermediate, LinformerOutput),
+    )
+}
+PLAIN_TENSORS = (nn.Parameter, torch.Tensor)
 
 
 __all__ = [

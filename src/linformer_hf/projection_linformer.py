@@ -39,7 +39,7 @@ E = F), w window.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -47,6 +47,22 @@ from transformers import initialization as init
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_linformer import LinformerConfig
+
+
+def readable(tensor: torch.Tensor) -> bool:
+    """Whether a branch may depend on its numbers: not in a graph, on the meta device or under torch.func."""
+    hidden = is_tracing(tensor) or tensor.device.type == "meta"
+    return not hidden and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def in_general_form() -> bool:
+    """Whether what runs is recorded for other lengths than this input's, so that no branch may depend on its length."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def at_least(size: Any, least: int) -> Any:
+    """max(size, least) for a size in a graph: a symbol of torch.export, a tensor of torch.jit.trace."""
+    return size.clamp(min=least) if isinstance(size, torch.Tensor) else torch.sym_max(size, least)
 
 
 class RealTokens(NamedTuple):
@@ -58,7 +74,6 @@ class RealTokens(NamedTuple):
         length: [B] int, real tokens in each row ([1] without a mask).
         order: [B, N] int, indices that bring the real tokens of each row to its front; None where they stand there.
         rows: real tokens in each row, where the batch is packed: [1, T, C] holds the real tokens of row after row.
-        overwrite: whether a layer may overwrite its input (nobody else sees it, and no gradient needs it).
     """
 
     mask: torch.Tensor | None
@@ -66,12 +81,11 @@ class RealTokens(NamedTuple):
     length: torch.Tensor
     order: torch.Tensor | None
     rows: list[int] | None = None
-    overwrite: bool = False
 
     @classmethod
     def from_mask(cls, mask: torch.Tensor | None, length: int, device: torch.device) -> "RealTokens":
         """`mask`: [B, N], nonzero on real tokens, or None for rows of `length` real tokens."""
-        concrete = mask is not None and not is_tracing(mask) and mask.device.type != "meta"
+        concrete = mask is not None and readable(mask)
         if mask is not None and concrete and bool(mask.all()):
             mask = None
         if mask is None:
@@ -248,11 +262,15 @@ class LinformerProjection(nn.Module):
         elif self.projection_type == "conv":
             slot = tokens.place // self.weight.shape[1]
             slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
-        elif not torch.compiler.is_exporting() and hidden_states.shape[1] <= self.keys:
+        elif not in_general_form() and hidden_states.shape[1] <= self.keys:
             # One token per slot: full attention over the real tokens. An exported graph keeps the general form, which
             # holds for every length.
             short = tokens.to_front(hidden_states)  # [B, N, C]
-            return self.split_heads(key(short)), self.split_heads(value(short)), self.short_bias(tokens, short.dtype)
+            keys, values = self.split_heads(key(short)), self.split_heads(value(short))
+            if self.weight is not None and self.weight.requires_grad:
+                # Unused gates take part with nothing: several processes need a gradient of every parameter.
+                keys = keys + self.weight[:0].sum()
+            return keys, values, self.short_bias(tokens, short.dtype)
         elif self.projection_type == "gated_pool":
             front = tokens.to_front(hidden_states)  # [B, N, C]
             return self.gated_pool(front, key(front), value(front), tokens)
@@ -279,7 +297,7 @@ class LinformerProjection(nn.Module):
             return compressed.view(batch, self.weight.shape[0], self.slots, channels)
         if self.projection_type == "max_pool":
             return self.max_pool(hidden_states, tokens, slot)[:, None]
-        even = tokens.mask is None and not self.boundary and not torch.compiler.is_exporting()
+        even = tokens.mask is None and not self.boundary and not in_general_form()
         if self.projection_type == "mean_pool" and even and length % self.slots == 0:
             return hidden_states.unflatten(1, (self.slots, -1)).mean(2)[:, None]  # the same, without the matmul
         windows = self.windows(slot, tokens)[:, None]  # [B or 1, 1, K, N]
@@ -307,7 +325,7 @@ class LinformerProjection(nn.Module):
         outer = 2 if self.boundary else 0
         inner, slots = front.shape[1] - outer, self.slots - outer
         # No window is wider than the longest row's, nor than 1 where N <= K. A graph gets at least 2: 1 is special.
-        width = torch.sym_max((inner + slots - 1) // slots, 2) if is_tracing(front) else max(-(-inner // slots), 1)
+        width = at_least((inner + slots - 1) // slots, 2) if is_tracing(front) else max(-(-inner // slots), 1)
         index = edges[:, :-1, None] + torch.arange(width, device=front.device)  # [B or 1, K, w]
         inside = index < edges[:, 1:, None]
         index = index.clamp(max=front.shape[1] - 1)
@@ -359,7 +377,7 @@ class LinformerProjection(nn.Module):
     @staticmethod
     def columns(weight: torch.Tensor, length: int) -> torch.Tensor:
         """The first `length` columns of E: what a shorter input uses, as in the official code."""
-        if torch.compiler.is_exporting():  # a slice would be specialised to length < N: its strides tell them apart
+        if in_general_form():  # a slice would be specialised to length < N: its strides tell them apart
             return weight.index_select(-1, torch.arange(length, device=weight.device))
         return weight[..., :length]
 
@@ -389,7 +407,7 @@ class LinformerProjection(nn.Module):
         A row without a real token has only empty slots, all of them zero vectors; it gets no bias, so its softmax is
         uniform and its output finite.
         """
-        if tokens.mask is None and not self.log_count and not torch.compiler.is_exporting():
+        if tokens.mask is None and not self.log_count and not in_general_form():
             length = slot.shape[-1]  # rows of `length` real tokens: does the last of them fall in the last slot?
             last = (length - 1) // self.weight.shape[1] if self.projection_type == "conv" else length - 1
             if last >= self.slots - 1:
@@ -422,7 +440,7 @@ class LinformerProjection(nn.Module):
         first = torch.where(reached, columns, reached.shape[-1]).amin(-1)  # [1 or H, K], first column not 0
         length = tokens.length[:, None, None]
         empty = (first >= length) & (length > 0)  # [B or 1, 1 or H, K]
-        if not is_tracing(empty) and not bool(empty.any()):
+        if readable(empty) and not bool(empty.any()):
             return None
         bias = torch.zeros(empty.shape, dtype=dtype, device=empty.device)
         return bias.masked_fill(empty, torch.finfo(dtype).min)[:, :, None]

@@ -1,0 +1,278 @@
+"""Every module keeps its boundary: wrapped, subclassed, patched or hooked, it is given and gives the same on every path.
+
+The fast ways (packing, blocks, writes in place) must give way to the plain one wherever a module is not exactly ours.
+"""
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import linformer_hf
+from linformer_hf import LinformerConfig, LinformerModel
+from linformer_hf import modeling_linformer as modeling
+
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 96,
+    "projected_length": 24,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.2,
+}
+BAND = {"projection_type": "gated_pool", "local_window": 6, "boundary_slots": True, "length_correction": True}
+KINDS = {
+    "LinformerModel": {"projection_type": "linear", "projection_sharing": "headwise"},
+    "LinformerForMaskedLM": {"projection_type": "linear", "projection_sharing": "layerwise"},
+    "LinformerForSequenceClassification": BAND,
+    "LinformerForTokenClassification": {"projection_type": "conv"},
+    "LinformerForQuestionAnswering": {"projection_type": "gated_pool"},
+    "LinformerForMultipleChoice": {"projection_type": "linear", "projection_sharing": "none"},
+}
+
+
+def build(head: str = "LinformerModel", **changes):
+    torch.manual_seed(0)
+    model = getattr(linformer_hf, head)(LinformerConfig(**{**SIZES, **KINDS[head], **changes})).eval()
+    for name, parameter in model.named_parameters():
+        if "correction" in name or name.endswith("projection.weight"):
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def batch(head: str = "LinformerModel") -> dict[str, torch.Tensor]:
+    """Rows of 70 and 60 real tokens: enough to be packed, and computed in blocks (`small_blocks`)."""
+    ids = torch.randint(1, 50, (2, 70), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 60:] = 0
+    given = {"input_ids": ids, "attention_mask": mask}
+    return {name: tensor[None] for name, tensor in given.items()} if head.endswith("Choice") else given
+
+
+def change(output):
+    """Another output of the same form; a LayerNorm behind it does not undo the change."""
+    if isinstance(output, torch.Tensor):
+        return output.roll(1, -1) * 1.25
+    if isinstance(output, dict):  # a ModelOutput
+        return type(output)(**{name: change(value) for name, value in output.items()})
+    return (change(output[0]), *output[1:])
+
+
+class Seen(list):
+    """What a module was given and gave: the tensors and copies of them."""
+
+    def note(self, *values) -> None:
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        self.append([(tensor, tensor.detach().clone()) for tensor in tensors])
+
+
+class Wrapper(nn.Module):
+    def __init__(self, module: nn.Module, seen: Seen):
+        super().__init__()
+        self.module, self.seen = module, seen
+
+    def forward(self, *given, **more):
+        output = self.module(*given, **more)
+        self.seen.note(*given, output)
+        return change(output)
+
+
+def changed_forward(forward: Callable, seen: Seen) -> Callable:
+    def another(*given, **more):
+        output = forward(*given, **more)
+        seen.note(*given, output)
+        return change(output)
+
+    return another
+
+
+def wrapped(model, name: str, seen: Seen, stack: ExitStack) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, Wrapper(model.get_submodule(name), seen))
+
+
+def subclassed(model, name: str, seen: Seen, stack: ExitStack) -> None:
+    module = model.get_submodule(name)
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (kind,), {"forward": changed_forward(kind.forward, seen)})
+
+
+def patched(model, name: str, seen: Seen, stack: ExitStack) -> None:
+    module = model.get_submodule(name)
+    module.forward = changed_forward(module.forward, seen)
+
+
+def patched_class(model, name: str, seen: Seen, stack: ExitStack) -> None:
+    kind = type(model.get_submodule(name))
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    patch.setattr(kind, "forward", changed_forward(kind.forward, seen))
+
+
+def hooked(model, name: str, seen: Seen, stack: ExitStack) -> None:
+    def hook(module, given, output):
+        seen.note(*given, output)
+        return change(output)
+
+    model.get_submodule(name).register_forward_hook(hook)
+
+
+def answer(model, head: str) -> torch.Tensor:
+    output = model(**batch(head))
+    name = {"LinformerModel": "last_hidden_state", "LinformerForQuestionAnswering": "start_logits"}.get(head, "logits")
+    found = output.pooler_output if head == "LinformerModel" else output[name]
+    if found.shape[:2] == (2, 70):
+        found = found[batch(head)["attention_mask"].bool()]
+    return found.detach()
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(modeling, "BLOCK", 25)
+    monkeypatch.setattr(modeling, "WORTH_BLOCKS", 32)
+
+
+def names_of(model) -> list[str]:
+    """Every module but the second layer's, which is like the first, and lists, which are not called."""
+    names = [name for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList)]
+    return [name for name in names if ".layer.1" not in f".{name}"]
+
+
+@pytest.mark.parametrize("way", [wrapped, subclassed, patched, patched_class, hooked], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("head", KINDS)
+def test_every_module_that_somebody_changed_is_called_as_on_the_plain_path(head, way, monkeypatch):
+    made = build(head)
+    untouched = answer(made, head)
+    for name in names_of(made):
+        calls = []
+        for plain in (False, True):
+            with ExitStack() as stack:
+                model, seen = copy.deepcopy(made), Seen()
+                way(model, name, seen, stack)
+                if plain:
+                    stack.enter_context(pytest.MonkeyPatch.context()).setattr(
+                        LinformerModel, "_packs", lambda *_: False
+                    )
+                stack.enter_context(torch.set_grad_enabled(plain))
+                calls.append((answer(model, head), seen))
+        (ours, seen), (wanted, seen_plain) = calls
+        assert seen, name
+        assert not torch.allclose(ours, untouched, atol=1e-3), f"{name}: the change was passed by"
+        assert torch.allclose(ours, wanted, atol=1e-4), name
+        assert len(seen) == len(seen_plain), name
+        for call, call_plain in zip(seen, seen_plain, strict=True):
+            assert [one.shape for one, _ in call] == [one.shape for one, _ in call_plain], name
+            for tensor, before in call:
+                assert torch.equal(tensor, before), f"{name}: a tensor that somebody holds was overwritten"
+
+
+def test_an_encoder_that_nobody_changed_is_packed(monkeypatch):
+    model = build()
+    answers, real = [], LinformerModel._packs
+    monkeypatch.setattr(LinformerModel, "_packs", lambda *given: answers.append(real(*given)) or answers[-1])
+    with torch.no_grad():
+        packed = answer(model, "LinformerModel")
+        handle = nn.modules.module.register_module_forward_hook(lambda *_: None)  # a profiler's
+        assert torch.allclose(answer(model, "LinformerModel"), packed, atol=1e-5)
+        handle.remove()
+        answer(model, "LinformerModel")
+    assert answers == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_attention_of_ones_own_is_called_with_whole_batches(dtype, monkeypatch):
+    seen = []
+
+    def own(module, query, *given, **more):
+        seen.append(query.shape)
+        return sdpa_attention_forward(module, query, *given, **more)
+
+    model = build().to(dtype)
+    AttentionInterface.register("own", own)
+    try:
+        model.set_attn_implementation("own")
+        with torch.no_grad():
+            answer(model, "LinformerModel")
+    finally:
+        del AttentionInterface._global_mapping["own"]
+    assert seen == [(2, 2, 70, 8)] * 2
+    model.set_attn_implementation("sdpa")
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", own)  # sdpa itself, replaced
+    with torch.no_grad():
+        answer(model, "LinformerModel")
+    assert len(seen) == 4
+
+
+def test_a_layer_that_is_skipped_at_random_is_skipped():
+    class Skipped(modeling.LinformerLayer):
+        def forward(self, hidden_states, *given, **more):
+            return hidden_states
+
+    model, shallow = build(), build(num_hidden_layers=1)
+    shallow.load_state_dict(model.state_dict(), strict=False)
+    model.encoder.layer[1].__class__ = Skipped
+    with torch.no_grad():
+        assert torch.allclose(answer(model, "LinformerModel"), answer(shallow, "LinformerModel"), atol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
+@pytest.mark.parametrize("kind", [KINDS["LinformerModel"], BAND], ids=["linear", "band"])
+def test_a_subclass_of_the_layer_is_computed_twice_under_checkpointing(kind, reentrant):
+    """Forward and, once more, for the backward pass."""
+
+    class Layer(modeling.LinformerLayer):
+        def forward(self, hidden_states, *given, **more):
+            calls.append(hidden_states.shape)
+            return super().forward(hidden_states, *given, **more)
+
+    calls: list = []
+    gradients = []
+    for kind_of_layer in (modeling.LinformerLayer, Layer):
+        model = build(**{"projection_sharing": None, **kind}).train()
+        for layer in model.encoder.layer:
+            layer.__class__ = kind_of_layer
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads() if reentrant else None
+        inner: list = []
+        model.encoder.layer[0].intermediate.register_forward_hook(lambda *_, inner=inner: inner.append(1))
+        model(**batch()).pooler_output.sum().backward()
+        gradients.append(model.encoder.layer[0].output.dense.weight.grad)
+        assert len(inner) == 2
+    assert calls == [(2, 70, 16)] * 4
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_weights_of_another_kind_are_not_added_up():
+    """int8 weights know a matrix product and little else (torchao)."""
+
+    class Int8(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, given=(), more=None):
+            if function is nn.functional.linear:
+                states, weight, *bias = given
+                return function(states, weight.as_subclass(torch.Tensor), *bias)
+            if "__get__" in str(function):
+                return super().__torch_function__(function, types, given, more or {})
+            raise NotImplementedError(f"{function} of int8 weights")
+
+    head = "LinformerForSequenceClassification"
+    wanted, model = answer(build(head), head), build(head)
+    ids = batch(head)["input_ids"][:1]
+    with torch.no_grad():
+        alone = model(ids).logits
+        for layer in model.linformer.encoder.layer:
+            for linear in (layer.attention.output.dense, layer.attention.output.correction, layer.intermediate.dense):
+                linear._parameters["weight"] = linear.weight.detach().as_subclass(Int8)
+        assert type(linear.weight) is Int8
+        assert torch.allclose(answer(model, head), wanted, atol=1e-5)
+        assert torch.allclose(model(ids).logits, alone, atol=1e-5)
