@@ -1,4 +1,4 @@
-"""Every module keeps its boundary: wrapped, subclassed, patched or hooked, it is given and gives the same on every path.
+"""Every module keeps its boundary: wrapped, subclassed, patched, hooked, it is given and gives the same on every path.
 
 The fast ways (packing, blocks, writes in place) must give way to the plain one wherever a module is not exactly ours.
 """
