@@ -25,7 +25,7 @@ Everything that is not attention is BERT: post-LN layers, learned positions, BER
 - On a CPU a batch is packed: padding is dropped before the first layer and put back, as zeros, behind the last. Without
   gradients a layer then overwrites its input in blocks of `BLOCK` tokens, since all that follows K' and V' is local to
   a token; gradient checkpointing recomputes the same blocks. No module is called as a whole there, so this way is taken
-  only where every module of the encoder is just as it was made here (`exact`): one that is wrapped, subclassed,
+  only where every module of the encoder is just as it was made here (`as_made`): one that is wrapped, subclassed,
   patched, hooked or quantized gets what BERT's would, and so does whoever asks for hidden states or attention maps. A
   band's keys and scores too are made for some `BLOCK` queries at a time: they are larger than the input and would
   leave the cache.
@@ -159,7 +159,7 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def exact(module: nn.Module, hooks: int = 0) -> bool:
+def as_made(module: nn.Module, hooks: int = 0) -> bool:
     """Whether it is just as this file makes it, so that nobody can tell whether it was called.
 
     Nobody has subclassed or replaced it, given it or its class a `forward` of its own, compiled it, put more than
@@ -502,7 +502,7 @@ class LinformerSelfOutput(nn.Module):
         if tokens.rows is not None:  # [1, T, C]
             share = share.repeat_interleave(tokens.length)
             return self.dense(context) + share[None, :, None] * self.correction(context)
-        if tokens.mask is None and exact(self.dense) and exact(self.correction):  # rows of one length: one product
+        if tokens.mask is None and as_made(self.dense) and as_made(self.correction):  # rows of one length: one product
             weight = self.dense.weight + share * self.correction.weight
             return nn.functional.linear(context, weight, self.dense.bias + share * self.correction.bias)
         return self.dense(context) + share[:, None, None] * self.correction(context)
@@ -534,8 +534,8 @@ class LinformerIntermediate(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         states = self.dense(hidden_states)
         plain = torch.is_grad_enabled() or states.device.type != "cpu" or is_tracing(states) or transformed()
-        gelu = type(self.intermediate_act_fn) is GELUActivation and exact(self.intermediate_act_fn)
-        if not plain and gelu and exact(self.dense):
+        gelu = type(self.intermediate_act_fn) is GELUActivation and as_made(self.intermediate_act_fn)
+        if not plain and gelu and as_made(self.dense):
             return torch.ops.aten.gelu_(states)  # in place: this is the largest tensor of a layer
         return self.intermediate_act_fn(states)
 
@@ -848,7 +848,7 @@ class LinformerModel(LinformerPreTrainedModel):
         if batch * length - real < WORTH_PACKING * batch and not (blocks and real >= WORTH_BLOCKS * batch):
             return False
         # Embeddings that are changed may keep what they give; PEFT and reentrant checkpoints hook those of words.
-        return not self._observed(kwargs) and self._exact(self.encoder, *([self.embeddings] if overwrite else []))
+        return not self._observed(kwargs) and self._as_made(self.encoder, *([self.embeddings] if overwrite else []))
 
     def _observed(self, kwargs: dict) -> bool:
         """Whether hidden states or attention maps are asked for, or an attention that is not from here is to run."""
@@ -859,11 +859,11 @@ class LinformerModel(LinformerPreTrainedModel):
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         return attention not in (eager_attention_forward, sdpa_attention_forward)
 
-    def _exact(self, *parts: nn.Module) -> bool:
+    def _as_made(self, *parts: nn.Module) -> bool:
         """Whether nobody has changed, hooked or compiled a module of these parts."""
         capturing = getattr(self, "_output_capturing_hooks_installed", False)  # transformers' own; asleep unless asked
         return not torch.nn.modules.module._has_any_global_hook() and all(
-            exact(module, hooks=capturing and isinstance(module, LinformerLayer | LinformerSelfAttention))
+            as_made(module, hooks=capturing and isinstance(module, LinformerLayer | LinformerSelfAttention))
             for part in parts
             for module in part.modules()
         )
@@ -1191,7 +1191,7 @@ class LinformerForMultipleChoice(LinformerPreTrainedModel):
         )
 
 
-# What `exact` knows: every kind of module of an encoder, with the `forward` that it has when this file is imported.
+# What `as_made` knows: every kind of module of an encoder, with the `forward` that it has when this file is imported.
 ACTIVATIONS = {kind[0] if isinstance(kind, tuple) else kind for kind in ACT2CLS.values()}
 MADE_HERE = {
     kind: kind.forward
