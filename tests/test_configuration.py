@@ -61,13 +61,12 @@ REFUSED = [
             "num_attention_heads",
             "intermediate_size",
             "max_position_embeddings",
-            "type_vocab_size",
         )
     ),
     *(({name: "gelo"}, rf"^{name} must be one of .*gelu.*, got 'gelo'") for name in ("hidden_act", "pooler_act")),
     ({"initializer_range": -0.1}, r"initializer_range must be at least 0, got -0.1"),
     ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be above 0, got 0.0"),
-    ({"num_hidden_layers": -1}, r"num_hidden_layers must be at least 0, got -1"),
+    *(({name: -1}, rf"{name} must be at least 0, got -1") for name in ("num_hidden_layers", "type_vocab_size")),
     ({"hidden_size": 15}, r"hidden_size \(15\) must be a multiple of num_attention_heads \(2\)"),
     *(
         ({name: value}, rf"{name} must be at least 0 and below 1, got {value}")
@@ -315,7 +314,7 @@ def fields(draw):
         "length_correction": draw(st.booleans()),
         "pooler_act": draw(st.sampled_from(["tanh", "relu"])),
         "classifier_pooling": draw(st.sampled_from(["cls", "mean"])),
-        "type_vocab_size": draw(st.integers(1, 2)),
+        "type_vocab_size": draw(st.integers(0, 2)),
         "num_attention_heads": draw(st.sampled_from([1, 2, 4])),
         "pad_token_id": draw(st.sampled_from([None, 0, 3])),
     }

@@ -450,7 +450,7 @@ def test_official_checkpoint(flags, sharing, head, tmp_path, monkeypatch):
     config = ours.config
     assert (config.projection_sharing, config.projected_length, config.projection_type) == (sharing, 3, "linear")
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.2, 0.2)
-    assert (config.classifier_dropout, config.pad_token_id, config.type_vocab_size) == (0.4, 1, 1)
+    assert (config.classifier_dropout, config.pad_token_id, config.type_vocab_size) == (0.4, 1, 0)
     assert (config.layer_norm_eps, config.hidden_act, config.pooler_act) == (1e-5, "gelu", "tanh")
     ours.save_pretrained(tmp_path / "ours")
     assert_official(type(ours).from_pretrained(tmp_path / "ours"), official)

@@ -159,7 +159,7 @@ def example(model: LinformerPreTrainedModel, rows: int, length: int, seed: int =
         padding = 0 if number == 0 else (length * (1 + number % 3)) // 4
         row[: padding if number % 2 == 0 else 0] = 0
         row[length - padding if number % 2 else length :] = 0
-    drawn = {"input_ids": config.vocab_size, "token_type_ids": config.type_vocab_size}
+    drawn = {"input_ids": config.vocab_size, "token_type_ids": max(config.type_vocab_size, 1)}
     ids = {name: torch.randint(0, most, shape, generator=generator) for name, most in drawn.items()}
     return {"input_ids": ids["input_ids"], "attention_mask": mask, "token_type_ids": ids["token_type_ids"]}
 

@@ -160,7 +160,7 @@ def _config_and_code(folder: Path, present: dict[str, Path]) -> set[str]:
     auto_map = config.get("auto_map")
     auto_map = auto_map if isinstance(auto_map, dict) else {}
     missing = [name for name in AUTO_MAP if name not in auto_map]
-    again = "load it with linformer_hf imported and save it again with model.save_pretrained."
+    again = "load it as a class of linformer_hf itself, and save that with model.save_pretrained."
     if missing:
         raise PushError(f"{folder}/{CONFIG_FILE} has no auto_map for {', '.join(missing)}; {again}")
     modules = list({f"{str(target).partition('.')[0]}.py" for target in auto_map.values()})
