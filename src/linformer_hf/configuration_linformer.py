@@ -23,6 +23,8 @@ What differs from `BertConfig`:
 - There is no decoder: a projection along the sequence mixes later tokens into every slot.
 """
 
+import os
+from pathlib import Path
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -159,6 +161,15 @@ class LinformerConfig(PreTrainedConfig):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls._auto_class = None  # what is registered is this class, and its code is saved
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """PreTrainedConfig's. Of an `auto_map` that came with the configuration, what lies in the folder is kept."""
+        self.auto_map = {
+            name: target
+            for name, target in getattr(self, "auto_map", {}).items()
+            if (Path(save_directory) / f"{str(target).partition('.')[0]}.py").exists()
+        }
+        super().save_pretrained(save_directory, **kwargs)
 
     def to_dict(self):
         """Without `auto_map`, which belongs to the folder with the code: another model may hold this configuration."""

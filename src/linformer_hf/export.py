@@ -192,6 +192,8 @@ def _write(
             reason = error.__cause__ or error
             raise ExportError(f"torch's ONNX exporter failed: {reason}") from error
     assert program is not None
+    for node in program.model.graph.all_nodes():  # the exporter notes which files of this machine each comes from
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     written = program.model.opset_imports.get("")
     if opset is not None and written != opset:
         raise ExportError(f"the exporter cannot write opset {opset}: the graph came out with opset {written}.")

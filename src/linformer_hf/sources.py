@@ -188,7 +188,8 @@ def _explained(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # damaged files set off anything, bare Exceptions included
         reason = " ".join(str(error).split())
-        raise ConversionError(f"the source {name!r} cannot be loaded: {reason[:400]}") from error
+        way_out = checksums.safer(name, reason)
+        raise ConversionError(f"the source {name!r} cannot be loaded: {reason[:400]}{way_out}") from error
 
 
 def _check_supported(name: str, config: PreTrainedConfig) -> None:
