@@ -195,7 +195,7 @@ ADAPTERS = {
     "LoRA on every linear layer": LoraConfig(r=2, target_modules="all-linear"),
     "DoRA": LoraConfig(r=2, use_dora=True, target_modules=["query", "dense"]),
     "modules to save": LoraConfig(
-        r=2, target_modules=["query"], modules_to_save=["projection", "attention.output", "embeddings", "pooler"]
+        r=2, target_modules=["query"], modules_to_save=["projection", "attention.output", "word_embeddings", "pooler"]
     ),
     "IA3": IA3Config(target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]),
     "prompt": PromptTuningConfig(num_virtual_tokens=3),

@@ -473,7 +473,7 @@ def test_a_folder_that_cannot_be_published_is_one_error_and_no_request(hub, fold
 
 @pytest.fixture
 def adapter(model_folder, tmp_path) -> Path:
-    """What PEFT leaves, made fit to publish: with the base model's name on the Hub, and a card that says what it does."""
+    """What PEFT leaves, made fit to publish: with the base model's name on the Hub, and a card with a task."""
     model = linformer_hf.LinformerForMaskedLM.from_pretrained(model_folder)
     get_peft_model(model, LoraConfig(r=2, target_modules=["query"])).save_pretrained(tmp_path / "adapter")
     for path in (tmp_path / "adapter").iterdir():
@@ -486,14 +486,16 @@ def adapter(model_folder, tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_an_adapter_goes_to_the_hub_and_is_loaded_from_there(hub, model_folder, adapter, monkeypatch):
+def test_an_adapter_goes_to_the_hub_whole(hub, model_folder, adapter, tmp_path):
     push(adapter, "jane/adapter")
-    sent = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-    assert set(hub.files("jane/adapter")) == sent | {".gitattributes"}
+    sent = {name: content for name, content in hub.files("jane/adapter").items() if name != ".gitattributes"}
+    assert set(sent) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    (tmp_path / "got").mkdir()
+    for name, content in sent.items():
+        (tmp_path / "got" / name).write_bytes(content)
     base = linformer_hf.LinformerForMaskedLM.from_pretrained(model_folder)
-    with_adapter = PeftModel.from_pretrained(base, "jane/adapter")
+    got = get_peft_model_state_dict(PeftModel.from_pretrained(base, tmp_path / "got"))
     wanted = load_file(adapter / "adapter_model.safetensors")
-    got = get_peft_model_state_dict(with_adapter)
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
@@ -502,7 +504,7 @@ def test_an_adapter_goes_to_the_hub_and_is_loaded_from_there(hub, model_folder, 
     ("change", "words"),
     [
         (
-            lambda folder: write("adapter_config.json", b'{"base_model_name_or_path": "/data/model"}')(folder),
+            write("adapter_config.json", b'{"base_model_name_or_path": "/data/model"}'),
             ["/data/model", "Push that model first", "README.md"],
         ),
         (write("adapter_config.json", b"{}"), ["base_model_name_or_path='None'", "Push that model first"]),
