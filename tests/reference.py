@@ -141,7 +141,8 @@ def encode_row(config, p, ids, types=None, embeddings=None):
     words = p["embeddings.word_embeddings.weight"][ids] if embeddings is None else embeddings
     types = torch.zeros(len(words), dtype=torch.long) if types is None else types
     x = words + p["embeddings.position_embeddings.weight"][: len(words)]
-    x = x + p["embeddings.token_type_embeddings.weight"][types]
+    if config.type_vocab_size:
+        x = x + p["embeddings.token_type_embeddings.weight"][types]
     states = [layer_norm(config, p, "embeddings.LayerNorm", x)]
     for i in range(config.num_hidden_layers):
         x, name = states[-1], f"encoder.layer.{i}"

@@ -280,15 +280,6 @@ def test_another_content_is_another_corpus(texts, settings, tmp_path):
     assert prepare(data, LENGTH).folder not in (before.folder, after.folder)
 
 
-@pytest.mark.parametrize("home", [".", "elsewhere"])
-def test_the_record_does_not_name_the_home_folder(texts, settings, tmp_path, monkeypatch, home):
-    """It is published with the model."""
-    monkeypatch.setenv("HOME", str(tmp_path / home))
-    prepared = prepare(settings(files(texts), cache_dir=str(tmp_path / "cache")), LENGTH)
-    shown = f"~/cache/{prepared.folder.name}" if home == "." else str(prepared.folder)
-    assert prepared.counts["folder"] == shown
-
-
 @pytest.mark.parametrize(
     "change", [{"vocab_size": 190}, {"lowercase": False}, {"validation_fraction": 0.3}, {"max_documents": 11}]
 )

@@ -6,7 +6,17 @@ import pytest
 import torch
 import transformers
 from accelerate import cpu_offload, disk_offload, dispatch_model
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptLearningConfig,
+    PromptTuningConfig,
+    TrainableTokensConfig,
+    get_peft_model,
+)
 from sentence_transformers import SentenceTransformer
 
 import linformer_hf
@@ -174,6 +184,69 @@ def test_lora_with_trainable_projections_saves_loads_and_merges(projection, tmp_
         merged = loaded.merge_and_unload()
         assert not any("lora" in name or "modules_to_save" in name for name, _ in merged.named_parameters())
         torch.testing.assert_close(merged(ids, mask).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+EMBEDDINGS = ["word_embeddings", "position_embeddings", "token_type_embeddings"]
+ADAPTERS = {
+    "LoRA on embeddings": LoraConfig(r=2, target_modules=EMBEDDINGS),
+    "LoRA and single tokens": LoraConfig(r=2, target_modules=["query"], trainable_token_indices=[3, 4]),
+    "single tokens": TrainableTokensConfig(token_indices=[3, 4], target_modules=["word_embeddings"]),
+    "LoRA on projections": LoraConfig(r=2, target_modules=[], target_parameters=["projection.weight"]),
+    "LoRA on every linear layer": LoraConfig(r=2, target_modules="all-linear"),
+    "DoRA": LoraConfig(r=2, use_dora=True, target_modules=["query", "dense"]),
+    "modules to save": LoraConfig(
+        r=2, target_modules=["query"], modules_to_save=["projection", "attention.output", "word_embeddings", "pooler"]
+    ),
+    "IA3": IA3Config(target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]),
+    "prompt": PromptTuningConfig(num_virtual_tokens=3),
+    "prompt encoder": PromptEncoderConfig(num_virtual_tokens=3),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("projection", [{"projection_type": "linear"}, CONVERTED], ids=name_of)
+def test_adapters_train_are_saved_and_merged(projection, name, tmp_path):
+    """Whatever module PEFT puts in another's place, nothing of ours looks into it."""
+
+    def fresh():
+        return tiny_model(
+            linformer_hf.LinformerForSequenceClassification,
+            initializer_range=0.2,
+            **{"projection_type": "linear"} | projection,
+        )
+
+    config = copy.deepcopy(ADAPTERS[name])
+    config.task_type = "SEQ_CLS"
+    prompt = isinstance(config, PromptLearningConfig)
+    model = get_peft_model(fresh(), config).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for length in (17, 3):  # with a prompt of 3 tokens, N; longer and shorter than K
+        ids, _, mask = tiny_batch(length)
+        model(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 1, 0, 1, 0])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    ids, _, mask = tiny_batch(17)
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids, attention_mask=mask).logits
+        assert (expected - fresh()(ids, mask).logits).abs().max() > 1e-5
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(fresh(), tmp_path).eval()
+        torch.testing.assert_close(loaded(input_ids=ids, attention_mask=mask).logits, expected, atol=1e-6, rtol=1e-6)
+        if not prompt:
+            merged = loaded.merge_and_unload()
+            torch.testing.assert_close(merged(ids, mask).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_prefix_tuning_is_refused_with_the_reason():
+    """BERT's prefixes are keys and values of single tokens; K slots have no place for them."""
+    model = get_peft_model(
+        tiny_model(linformer_hf.LinformerForSequenceClassification),
+        PrefixTuningConfig(num_virtual_tokens=3, task_type="SEQ_CLS"),
+    )
+    ids, _, mask = tiny_batch(10)
+    with pytest.raises(ValueError, match="past key values"):
+        model(input_ids=ids, attention_mask=mask)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization:DeprecationWarning")

@@ -28,6 +28,7 @@ FLOORS = {
     "paper": 0,
     "checksums": 0,
     "full_disk": 0,
+    "places": 0,
     "recipe": 0,
     "projection_linformer": 1,
     "modeling_linformer": 2,

@@ -102,9 +102,10 @@ def test_every_head_has_its_own_outputs(head, outputs, tmp_path):
     assert sorted(p.name for p in path.parent.iterdir()) == ["graph.onnx"]
 
 
-def test_inputs_and_outputs_follow_the_model(tmp_path):
+@pytest.mark.parametrize("types", [0, 1])
+def test_inputs_and_outputs_follow_the_model(types, tmp_path):
     """Without token types there is no such input; an encoder saved without a pooler gets no random one."""
-    config = tiny_config(projection_type="mean_pool", type_vocab_size=1, **SMALL)
+    config = tiny_config(projection_type="mean_pool", type_vocab_size=types, **SMALL)
     linformer_hf.LinformerModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
     session = onnxruntime.InferenceSession(export.export(tmp_path), providers=["CPUExecutionProvider"])
     assert [one.name for one in session.get_inputs()] == ["input_ids", "attention_mask"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import close_session
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -467,6 +468,74 @@ def test_a_folder_that_cannot_be_published_is_one_error_and_no_request(hub, fold
     error = error_of(capfd, str(folder), "jane/model")
     for text in ("error: ", str(folder), *words):
         assert text in error
+    assert hub.requests == []
+
+
+@pytest.fixture
+def adapter(model_folder, tmp_path) -> Path:
+    """What PEFT leaves, made fit to publish: with the base model's name on the Hub, and a card with a task."""
+    model = linformer_hf.LinformerForMaskedLM.from_pretrained(model_folder)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["query"])).save_pretrained(tmp_path / "adapter")
+    for path in (tmp_path / "adapter").iterdir():
+        if path.suffix in (".json", ".md"):
+            path.write_text(path.read_text(encoding="utf-8").replace(str(model_folder), "jane/model"), encoding="utf-8")
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    if "pipeline_tag" not in card:
+        card = card.replace("---\n", "---\npipeline_tag: fill-mask\n", 1)
+    (tmp_path / "adapter" / "README.md").write_text(card, encoding="utf-8")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_goes_to_the_hub_whole(hub, model_folder, adapter, tmp_path):
+    push(adapter, "jane/adapter")
+    sent = {name: content for name, content in hub.files("jane/adapter").items() if name != ".gitattributes"}
+    assert set(sent) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    (tmp_path / "got").mkdir()
+    for name, content in sent.items():
+        (tmp_path / "got" / name).write_bytes(content)
+    base = linformer_hf.LinformerForMaskedLM.from_pretrained(model_folder)
+    got = get_peft_model_state_dict(PeftModel.from_pretrained(base, tmp_path / "got"))
+    wanted = load_file(adapter / "adapter_model.safetensors")
+    assert got.keys() == wanted.keys()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            write("adapter_config.json", b'{"base_model_name_or_path": "/data/model"}'),
+            ["/data/model", "Push that model first", "README.md"],
+        ),
+        (write("adapter_config.json", b"{}"), ["base_model_name_or_path='None'", "Push that model first"]),
+        (write("adapter_config.json", b"["), ["adapter_config.json is no JSON"]),
+        (write("adapter_model.safetensors", b"x"), ["adapter_model.safetensors cannot be read"]),
+        (remove("adapter_model.safetensors"), ["no adapter_model.safetensors"]),
+        (write("adapter_model.bin", b"x"), ["adapter_model.bin", "pickled", "safetensors"]),
+        (remove("README.md"), ["has no model card"]),
+    ],
+)
+def test_an_adapter_that_cannot_be_published_is_one_error(hub, adapter, capfd, change, words):
+    change(adapter)
+    error = error_of(capfd, str(adapter), "jane/adapter")
+    for text in words:
+        assert text in error
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "recipe.json", "adapter_config.json"])
+def test_nothing_is_sent_that_names_the_home_folder(hub, adapter, folder, capfd, name, monkeypatch, tmp_path):
+    """A card of PEFT's names the base model by its path; an older folder may hold one, too."""
+    monkeypatch.setenv("HOME", str(tmp_path / "jane"))
+    place = adapter if name == "adapter_config.json" else folder
+    text = (place / name).read_text(encoding="utf-8") if (place / name).exists() else "{}"
+    if name == "README.md":
+        text += f"From {tmp_path}/jane/models/bert.\n"
+    else:
+        text = json.dumps({**json.loads(text), "note": f"{tmp_path}/jane/x"})
+    (place / name).write_text(text, encoding="utf-8")
+    error = error_of(capfd, str(place), "jane/model")
+    assert f"{name} holds the path of your home folder ({tmp_path / 'jane'})" in error
     assert hub.requests == []
 
 

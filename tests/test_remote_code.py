@@ -1,5 +1,6 @@
 """A saved model travels with its code: `trust_remote_code=True` loads every head where this package is not there."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,9 +8,10 @@ import sys
 
 import pytest
 import torch
+import transformers
 
 import linformer_hf
-from reference import tiny_batch, tiny_model
+from reference import tiny_batch, tiny_config, tiny_model
 
 
 HEADS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
@@ -165,3 +167,62 @@ def test_code_is_not_run_unless_it_is_trusted(name, report):
 
 def test_a_configuration_saved_with_one_head_opens_every_other(report):
     assert report["crossed"] == ["LinformerConfig", *AUTO_CLASSES]
+
+
+SUBCLASS = """
+from linformer_hf import LinformerForMaskedLM
+
+class Mine(LinformerForMaskedLM):
+    pass
+
+class Registered(LinformerForMaskedLM):
+    pass
+
+Registered.register_for_auto_class("AutoModelForMaskedLM")
+"""
+
+
+def encoder_decoder(encoder):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=50, is_decoder=True, add_cross_attention=True, **sizes)
+    return transformers.EncoderDecoderModel(encoder=encoder, decoder=transformers.BertLMHeadModel(config))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("kind", ["Mine", "Registered", "encoder-decoder", "configuration"])
+def test_no_folder_names_code_that_is_not_there_or_another_class(kind, loaded, tmp_path, monkeypatch):
+    """`loaded`: from a folder with the code, whose config.json names every head."""
+    (tmp_path / "own_classes.py").write_text(SUBCLASS)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("own_classes")
+    full, target = tmp_path / "full", tmp_path / "target"
+    tiny_model(linformer_hf.LinformerForMaskedLM).save_pretrained(full)
+    if kind == "encoder-decoder":
+        encoder = linformer_hf.LinformerModel.from_pretrained(full) if loaded else tiny_model()
+        encoder_decoder(encoder).save_pretrained(target)
+    elif kind == "configuration":
+        config = linformer_hf.LinformerConfig.from_pretrained(full) if loaded else tiny_config()
+        config.save_pretrained(target)
+    else:
+        subclass = getattr(own, kind)
+        (subclass.from_pretrained(full) if loaded else tiny_model(subclass)).save_pretrained(target)
+    text = (target / "config.json").read_text()
+    named = json.loads(text).get("auto_map", {})
+    assert text.count("auto_map") == bool(named)
+    assert all((target / f"{name.partition('.')[0]}.py").exists() for name in named.values())
+    heads = {"AutoModelForMaskedLM": "own_classes.Registered"} if kind == "Registered" else {}
+    config = {} if kind == "encoder-decoder" else {"AutoConfig": "configuration_linformer.LinformerConfig"}
+    assert named == config | heads
+    sys.modules.pop("own_classes")
+
+
+def test_a_model_of_ours_in_a_folder_of_its_own_names_every_head_again(tmp_path):
+    """Taken out of another model, or made from a configuration that came without code."""
+    tiny_model().save_pretrained(tmp_path / "one")
+    encoder_decoder(linformer_hf.LinformerModel.from_pretrained(tmp_path / "one")).save_pretrained(tmp_path / "both")
+    both = transformers.EncoderDecoderModel.from_pretrained(tmp_path / "both")
+    both.encoder.save_pretrained(tmp_path / "again")
+    one, again = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "again"))
+    assert set(one["auto_map"]) == {"AutoConfig", *AUTO_CLASSES.values()}
+    assert again["auto_map"] == one["auto_map"]
+    assert {path.name for path in (tmp_path / "again").iterdir()} >= CODE

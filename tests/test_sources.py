@@ -5,7 +5,10 @@ forgotten or swapped unseen. The official fairseq Linformer is written out below
 """
 
 import collections
+import json
 import os
+import shlex
+import subprocess
 import sys
 import types
 import typing
@@ -20,7 +23,9 @@ from torch import nn
 from transformers import AutoConfig
 
 import linformer_hf
-from linformer_hf import LinformerConfig, LinformerModel
+from linformer_hf import LinformerConfig, LinformerModel, results
+from linformer_hf.checksums import safer
+from linformer_hf.finetune import finetune
 from linformer_hf.key_tables import FAMILIES
 from linformer_hf.sources import ConversionError, exact_twin, extend_positions, read_source, shortened
 
@@ -450,7 +455,7 @@ def test_official_checkpoint(flags, sharing, head, tmp_path, monkeypatch):
     config = ours.config
     assert (config.projection_sharing, config.projected_length, config.projection_type) == (sharing, 3, "linear")
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.2, 0.2)
-    assert (config.classifier_dropout, config.pad_token_id, config.type_vocab_size) == (0.4, 1, 1)
+    assert (config.classifier_dropout, config.pad_token_id, config.type_vocab_size) == (0.4, 1, 0)
     assert (config.layer_norm_eps, config.hidden_act, config.pooler_act) == (1e-5, "gelu", "tanh")
     ours.save_pretrained(tmp_path / "ours")
     assert_official(type(ours).from_pretrained(tmp_path / "ours"), official)
@@ -781,3 +786,122 @@ def test_pickled_weights_of_transformers_are_not_read(saved):
 @pytest.mark.parametrize("name", ["/no/such/model", "./model", "runs/no/such"])
 def test_a_path_with_nothing_there_is_called_a_path(name):
     refuse(name, "no file or folder", name, "owner/name")
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_pickled_weights_are_refused_with_a_command_that_makes_safe_ones(shards, saved):
+    model = build("bert", "ForMaskedLM")
+    folder = saved(model)
+    (folder / "model.safetensors").unlink()
+    state = list(model.state_dict().items())
+    for i in range(shards):
+        torch.save(dict(state[i::shards]), folder / ("pytorch_model.bin" if shards == 1 else f"pytorch_model-{i}.bin"))
+    with pytest.raises(
+        ConversionError, match=r"pickled files are not read: they can run code.*weights_only=True"
+    ) as error:
+        read_source(str(folder))
+    with pytest.raises(ValueError, match="pickled files are not read"), results.loading(str(folder)):
+        transformers.AutoModel.from_pretrained(folder, use_safetensors=True)
+    subprocess.run([sys.executable, *shlex.split(str(error.value).partition("python ")[2])], check=True)
+    assert_same(exact_twin(read_source(str(folder)), N, "repeat"), model)
+
+
+def test_the_command_for_pickled_weights_runs_none_of_their_code(saved, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "evil"),))
+
+    folder = saved(build("bert"))
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(ConversionError) as error:
+        read_source(str(folder))
+    command = [sys.executable, *shlex.split(str(error.value).partition("python ")[2])]
+    assert subprocess.run(command, capture_output=True, check=False).returncode
+    assert not (tmp_path / "evil").exists()
+    assert not (folder / "model.safetensors").exists()
+
+
+def test_of_a_repository_with_pickled_weights_the_converter_is_named():
+    reason = "x does not appear to have a file named model.safetensors and thus cannot be loaded with `safetensors`."
+    assert "spaces/safetensors/convert" in safer("acme/bert", reason)
+    assert safer("acme/bert", "it is not there") == ""
+
+
+def own_tokenizer(kind: str, tokenizers):
+    """As the family's authors publish it; `distilbert`: with BERT's, as its first checkpoints."""
+    if kind in ("bert", "roberta"):
+        return tokenizers[KINDS[kind]]
+    if "distil" in kind:
+        title = "Bert" if kind == "distilbert" else "DistilBert"
+        return getattr(transformers, f"{title}Tokenizer")(vocab=tokenizers["wordpiece"].get_vocab())
+    words = [("\u2581" + word, -1.0) for word in WORDS]
+    vocabulary = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")] + words + [("<mask>", 0.0)]
+    return getattr(transformers, f"{FAMILIES[kind][1]}Tokenizer")(vocab=vocabulary)
+
+
+WORDS = ("the", "old", "river", "garden", "stone", "a", "about")
+PAIRS = [("the old river", "a garden"), ("the stone", "the old stone about a river"), ("a", "a")]
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, "distilbert, own tokenizer"])
+def pair_classifier(request, tokenizers, tmp_path_factory):
+    """A classifier of every family and its Linformer (K = N), each saved with the source's own tokenizer."""
+    kind, length = request.param.partition(",")[0], 40
+    tokenizer = own_tokenizer(request.param, tokenizers)
+    pad = tokenizer.pad_token_id
+    fields = {
+        "pad_token_id": pad,
+        "max_position_embeddings": length + (pad + 1 if FAMILIES[kind][0].prefix == "roberta" else 0),
+    }
+    labels = {0: "contradiction", 1: "entailment", 2: "neutral"}
+    fields |= {"id2label": labels, "label2id": {name: i for i, name in labels.items()}}
+    model = build(kind, "ForSequenceClassification", **fields)
+    folders = [tmp_path_factory.mktemp("pairs") / name for name in ("source", "ours")]
+    model.save_pretrained(folders[0])
+    tokenizer.save_pretrained(folders[0])
+    source = read_source(str(folders[0]))
+    exact_twin(source, length, "repeat").save_pretrained(folders[1])
+    source.tokenizer.save_pretrained(folders[1])
+    return folders
+
+
+@pytest.mark.parametrize("task", ["text-classification", "zero-shot-classification"])
+def test_pairs_in_pipelines_get_the_sources_answer(task, pair_classifier):
+    source, ours = (transformers.pipeline(task, model=str(folder), device="cpu") for folder in pair_classifier)
+    if task == "text-classification":
+        given, options = [{"text": text, "text_pair": pair} for text, pair in PAIRS], {"top_k": None}
+    else:
+        given = [text for text, _ in PAIRS]
+        options = {"candidate_labels": ["river", "garden"], "hypothesis_template": "about a {}"}
+    wanted, got = (pipe(given, **options) for pipe in (source, ours))
+    batched = ours(given, batch_size=3, **options)
+    # With the source's own tokenizer, whatever our folder holds.
+    lent = transformers.pipeline(task, model=ours.model, tokenizer=source.tokenizer, device="cpu")(given, **options)
+    for answers in (got, batched, lent):
+        assert scores(answers) == pytest.approx(scores(wanted), abs=1e-4)
+
+
+def scores(answers) -> list[float]:
+    if isinstance(answers, dict):
+        answers = answers.get("scores") or [answers["score"]]
+    return [score for answer in answers for score in scores(answer)] if isinstance(answers, list) else [answers]
+
+
+def test_a_pair_column_is_fine_tuned_on(pair_classifier, tmp_path):
+    """At learning rate 0 the source's answer is still the answer."""
+    names = ("contradiction", "entailment", "neutral")
+    lines = [f"{text} {i},{pair},{names[i % 3]}\n" for i, (text, pair) in enumerate(PAIRS * 14)]
+    (tmp_path / "rows.csv").write_text("text,pair,label\n" + "".join(lines), encoding="utf-8")
+    training = {"output_dir": str(tmp_path / "out"), "max_steps": 1, "learning_rate": 0.0, "use_cpu": True}
+    sections = {
+        "model": {"checkpoint": str(pair_classifier[1])},
+        "data": {"task": "files", "train_file": str(tmp_path / "rows.csv"), "pair_column": "pair"},
+        "training": {**training, "report_to": "none", "disable_tqdm": True},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(sections), encoding="utf-8")
+    tuned = finetune(tmp_path / "recipe.yaml")
+    given = [{"text": text, "text_pair": pair} for text, pair in PAIRS]
+    pipes = (transformers.pipeline("text-classification", model=str(folder)) for folder in (pair_classifier[0], tuned))
+    wanted, got = (pipe(given, top_k=None) for pipe in pipes)
+    assert scores(got) == pytest.approx(scores(wanted), abs=1e-4)

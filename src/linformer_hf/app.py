@@ -68,7 +68,8 @@ def _noted_source(folder: Path) -> str | None:
     if not (folder / results.RESULTS_FILE).exists():
         return None
     noted = json.loads((folder / results.RESULTS_FILE).read_text(encoding="utf-8")).get("source")
-    return noted if isinstance(noted, str) and Path(noted).is_dir() else None
+    place = Path(noted).expanduser() if isinstance(noted, str) else None
+    return str(place) if place is not None and place.is_dir() else None
 
 
 def _check_port(port: int) -> None:

@@ -1,7 +1,6 @@
 """Runs of a verb as cells of a table: each in a process and a folder of its own, none that is finished repeated."""
 
 import concurrent.futures
-import json
 import logging
 import multiprocessing
 import os
@@ -96,8 +95,7 @@ class Cell:
             return None
         content = results.read_json(path, f"Delete {self.folder}, and the same command makes it again.")
         overrides = [*self.overrides, f"training.output_dir={self.folder}"]
-        now = json.loads(json.dumps(self.read(self.recipe, overrides).raw, default=str))
-        if content.get("recipe") != now:
+        if content.get("recipe") != results.record(self.read(self.recipe, overrides).raw):
             raise ValueError(
                 f"{self.folder} holds a run of another recipe. Choose another output_dir, or delete that run."
             )

@@ -70,6 +70,30 @@ def damage(folder: Path, only: Iterable[str] | None = None) -> str | None:
     return None
 
 
+def safer(checkpoint: str, reason: str) -> str:
+    """What to do where a model has pickled weights and no others, as a sentence; empty elsewhere.
+
+    Args:
+        reason: what transformers says, which knows the files of a repository on the Hub.
+    """
+    folder = Path(checkpoint)
+    unread = " Its weights are pickled, and pickled files are not read: they can run code."
+    if "cannot be loaded with `safetensors`" in reason:
+        return (
+            f"{unread} https://huggingface.co/spaces/safetensors/convert opens a pull request with safe ones in the "
+            "repository, which the revision refs/pr/NUMBER reads."
+        )
+    if not list(folder.glob("pytorch_model*.bin")) or list(folder.glob("*.safetensors")):
+        return ""
+    return (
+        f"{unread} If you trust who made them, write safe ones beside them (weights_only=True, which must stay, lets "
+        'torch read tensors and nothing that runs): python -c "import glob, torch; from safetensors.torch import '
+        "save_file; weights = {}; [weights.update(torch.load(file, map_location='cpu', weights_only=True)) for file in "
+        f"glob.glob({str(folder / 'pytorch_model*.bin')!r})]; save_file({{name: weight.clone() for name, weight in "
+        f"weights.items()}}, {str(folder / 'model.safetensors')!r}, {{'format': 'pt'}})\""
+    )
+
+
 def check(folder: str | os.PathLike) -> None:
     """Raise a ValueError if a model's folder has a list and differs from it. Hub names and bare folders pass."""
     if not (Path(folder) / CHECKSUMS_FILE).exists():

@@ -23,6 +23,8 @@ What differs from `BertConfig`:
 - There is no decoder: a projection along the sequence mixes later tokens into every slot.
 """
 
+import os
+from pathlib import Path
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -33,7 +35,8 @@ from transformers.activations import ACT2FN
 LEARNED_TYPES = ("linear", "fixed", "conv")  # types that own numbers: something to initialise and to share
 POOLED_TYPES = ("mean_pool", "max_pool", "gated_pool")  # types whose windows follow the real length of every row
 
-# Written into every config.json, so that `trust_remote_code=True` finds each head, whichever one was saved.
+# Written into config.json where a model is saved with its code, so that `trust_remote_code=True` finds each head,
+# whichever one was saved.
 AUTO_MAP = {
     "AutoConfig": "configuration_linformer.LinformerConfig",
     "AutoModel": "modeling_linformer.LinformerModel",
@@ -91,6 +94,8 @@ class LinformerConfig(PreTrainedConfig):
             An extension: the attention's output gets a second linear map of its context, times max(0, 1 - K / l) in a
             row of l real tokens. It makes up for what shortening changes on average (`calibrate.py` solves for it) and
             leaves rows of at most K tokens alone.
+        type_vocab_size (`int`, defaults to 2):
+            Token types; 0: there are none, and `token_type_ids` are ignored (DistilBERT).
         pooler_act (`str`, defaults to `"tanh"`):
             Activation of the pooler: BERT's and RoBERTa's `tanh`, DistilBERT's `relu`.
         classifier_pooling (`str`, defaults to `"cls"`):
@@ -150,9 +155,32 @@ class LinformerConfig(PreTrainedConfig):
         if self.projection_type in LEARNED_TYPES:
             self.projection_sharing = self.projection_sharing or "layerwise"
             self.projection_init = self.projection_init or "normal"
-        kwargs["auto_map"] = kwargs.get("auto_map") or dict(AUTO_MAP)
         super().__post_init__(**kwargs)
         self.validate_architecture()  # here it raises its ValueError; `@strict` would wrap it in a class of its own
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # what is registered is this class, and its code is saved
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """PreTrainedConfig's. Of an `auto_map` that came with the configuration, what lies in the folder is kept."""
+        self.auto_map = {
+            name: target
+            for name, target in getattr(self, "auto_map", {}).items()
+            if (Path(save_directory) / f"{str(target).partition('.')[0]}.py").exists()
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+    def to_dict(self):
+        """Without `auto_map`, which belongs to the folder with the code: another model may hold this configuration."""
+        content = super().to_dict()
+        content.pop("auto_map", None)
+        return content
+
+    def to_diff_dict(self):
+        """What config.json holds."""
+        auto_map = getattr(self, "auto_map", None)
+        return super().to_diff_dict() | ({"auto_map": dict(auto_map)} if auto_map else {})
 
     @property
     def projected_lengths(self) -> list[int]:
@@ -177,12 +205,12 @@ class LinformerConfig(PreTrainedConfig):
             "num_attention_heads",
             "intermediate_size",
             "max_position_embeddings",
-            "type_vocab_size",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_hidden_layers < 0:
-            raise ValueError(f"num_hidden_layers must be at least 0, got {self.num_hidden_layers}.")
+        for name in ("num_hidden_layers", "type_vocab_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "

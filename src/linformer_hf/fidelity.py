@@ -26,6 +26,7 @@ from .modeling_linformer import (
     LinformerModel,
     LinformerPreTrainedModel,
 )
+from .places import own_name
 from .sources import ConversionError, Source, exact_twin
 
 
@@ -122,7 +123,7 @@ def report(
         return source.reference if source.reference is not None and length <= source.length else twin
 
     return {
-        "source": source.name,
+        "source": own_name(source.name),
         "description": describe(model),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
@@ -428,7 +429,7 @@ def card(
         )
     return {
         "title": f"Linformer from {Path(source.name).name}",
-        "summary": f"`{source.name}` ({source.architecture}) with attention shortened: {describe(model)}.",
+        "summary": f"`{own_name(source.name)}` ({source.architecture}) with attention shortened: {describe(model)}.",
         "metrics": metrics,
         "notes": notes,
         "limits": (

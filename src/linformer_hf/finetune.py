@@ -26,6 +26,7 @@ from . import results
 from .console import show, summary_table
 from .data.metrics import build_compute_metrics
 from .data.tasks import LoadedTask, TaskData, load_task, tokenize_task
+from .places import own_name
 from .recipe import Recipe, load_recipe
 
 
@@ -211,7 +212,8 @@ def card(content: dict[str, Any], title: str) -> dict[str, Any]:
     return dict(
         title=title,
         summary=(
-            f"`{content['recipe']['model']['checkpoint']}` fine-tuned on `{task}` for {content['steps']:,} steps."
+            f"`{own_name(content['recipe']['model']['checkpoint'])}` fine-tuned on `{task}` for {content['steps']:,} "
+            "steps."
         ),
         metrics=rows,
         notes="The test rows were read once, after training; validation is a part of the training rows.",

@@ -38,6 +38,7 @@ Everything that is not attention is BERT: post-LN layers, learned positions, BER
 Letters: B batch, N length, K slots, H heads, D head size, C hidden size, V vocabulary.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import repeat
@@ -67,7 +68,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_linformer import NO_CAUSAL, LinformerConfig
+from .configuration_linformer import AUTO_MAP, NO_CAUSAL, LinformerConfig
 from .projection_linformer import LinformerProjection, RealTokens, at_least, in_general_form, readable, slot_edges
 
 
@@ -206,7 +207,8 @@ class LinformerEmbeddings(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        types = config.type_vocab_size
+        self.token_type_embeddings = nn.Embedding(types, config.hidden_size) if types else None
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = LinformerDropout(config.hidden_dropout_prob)
 
@@ -250,11 +252,11 @@ class LinformerEmbeddings(nn.Module):
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if mask is not None:  # a `where`, not a product: 0 * NaN is NaN
             words = torch.where(mask[..., None], words, words.new_zeros(()))
-        if token_type_ids is None:
-            token_type_ids = position_ids.new_zeros(1, 1)
-        types = self.token_type_embeddings(token_type_ids)
-        embeddings = words + types + self.position_embeddings(position_ids)
-        return self.dropout(self.LayerNorm(embeddings))
+        if self.token_type_embeddings is not None:
+            if token_type_ids is None:
+                token_type_ids = position_ids.new_zeros(1, 1)
+            words = words + self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(words + self.position_embeddings(position_ids)))
 
 
 class LinformerSelfAttention(nn.Module):
@@ -729,6 +731,17 @@ class LinformerPreTrainedModel(PreTrainedModel):
         config.validate_architecture()
         super().__init__(config, *inputs, **kwargs)
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # of a subclass, other code is to be saved, if it is registered itself
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """PreTrainedModel's. config.json names the classes of this file only where this file is saved beside it."""
+        self.config.auto_map = dict(AUTO_MAP)
+        if type(self).__module__ != __name__ or self._auto_class is None:
+            del self.config.auto_map
+        super().save_pretrained(save_directory, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -814,6 +827,8 @@ class LinformerModel(LinformerPreTrainedModel):
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
         self._check_inputs(given, attention_mask, kwargs)
+        if not self.config.type_vocab_size:  # DistilBERT's tokenizer sends them, and DistilBERT ignores them
+            token_type_ids = None
         check_range("input_ids", input_ids, self.config.vocab_size, "the vocabulary")
         check_range("token_type_ids", token_type_ids, self.config.type_vocab_size, "type_vocab_size")
         check_range("position_ids", position_ids, self.config.max_position_embeddings, "max_position_embeddings")

@@ -20,11 +20,13 @@ from yaml import YAMLError
 
 from . import checksums, results
 from .configuration_linformer import AUTO_MAP
+from .places import from_home
 from .recipe import ACCESS_TOKEN
 
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # what PEFT writes
 TOKENIZER_FILES = {
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
     *("vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model"),
@@ -50,7 +52,8 @@ def push(
     """Check a folder and upload it to the Hub: weights, tokenizer, code, model card, results and pictures.
 
     Args:
-        folder: what pretrain, finetune, distill, convert or save_pretrained left, with a tokenizer and a model card.
+        folder: what pretrain, finetune, distill, convert or save_pretrained left, with a tokenizer and a model card; or
+            an adapter that PEFT saved, with a model card, whose base model is on the Hub.
         repository: owner/name; it is created if it does not exist.
         private: create it as a private one.
         revision: a branch, which is created if it does not exist; by default the repository's main branch.
@@ -99,13 +102,13 @@ def read_folder(folder: Path, repository: str) -> dict[str, Path | bytes]:
             "checkpoint-* folder of Trainer is no finished model; push the folder of the run), or save the weights "
             "with model.save_pretrained, which writes safetensors."
         )
+    adapter = ADAPTER_FILE in present and CONFIG_FILE not in present
     names = {
-        *_config_and_code(folder, present),
-        *_weights(folder, present),
+        *(_adapter(folder, present) if adapter else _config_and_code(folder, present) | _weights(folder, present)),
         *(TOKENIZER_FILES | REPORTS) & present.keys(),
         *(name for name in present if Path(name).suffix in PICTURES),
     }
-    if not VOCABULARIES & names:
+    if not VOCABULARIES & names and not adapter:
         raise PushError(f"{folder} has no tokenizer; write it there with tokenizer.save_pretrained({str(folder)!r}).")
     for name in sorted(names):
         if not present[name].resolve().is_relative_to(folder.resolve()):
@@ -117,6 +120,7 @@ def read_folder(folder: Path, repository: str) -> dict[str, Path | bytes]:
     files[results.CARD_FILE] = _card(folder, present).replace(PLACEHOLDER, repository).encode()
     for name, content in files.items():
         _check_no_secret(folder, name, content)
+        _check_no_home(folder, name, content)
     return files
 
 
@@ -160,7 +164,7 @@ def _config_and_code(folder: Path, present: dict[str, Path]) -> set[str]:
     auto_map = config.get("auto_map")
     auto_map = auto_map if isinstance(auto_map, dict) else {}
     missing = [name for name in AUTO_MAP if name not in auto_map]
-    again = "load it with linformer_hf imported and save it again with model.save_pretrained."
+    again = "load it as a class of linformer_hf itself, and save that with model.save_pretrained."
     if missing:
         raise PushError(f"{folder}/{CONFIG_FILE} has no auto_map for {', '.join(missing)}; {again}")
     modules = list({f"{str(target).partition('.')[0]}.py" for target in auto_map.values()})
@@ -198,12 +202,30 @@ def _weights(folder: Path, present: dict[str, Path]) -> set[str]:
     if missing:
         raise PushError(f"{folder} lacks {', '.join(missing)}, which {INDEX_FILE} names; save the model again.")
     for name in names - {INDEX_FILE}:
-        try:
-            with safe_open(present[name], framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise PushError(f"{present[name]} cannot be read ({error}); save the model again.") from error
+        _check_weights(present[name])
     return names
+
+
+def _check_weights(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise PushError(f"{path} cannot be read ({error}); save the model again.") from error
+
+
+def _adapter(folder: Path, present: dict[str, Path]) -> set[str]:
+    """An adapter's configuration and weights; the model that it belongs to must be where others find it."""
+    base = str(_json(present[ADAPTER_FILE]).get("base_model_name_or_path"))
+    if Path(base).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        raise PushError(
+            f"{folder}/{ADAPTER_FILE} has base_model_name_or_path={base!r}, which nobody else can load. Push that "
+            f"model first, and write its name on the Hub there and as base_model in {results.CARD_FILE}."
+        )
+    if ADAPTER_WEIGHTS not in present:
+        raise PushError(f"{folder} has no weights: no {ADAPTER_WEIGHTS}. Save the adapter again with save_pretrained.")
+    _check_weights(present[ADAPTER_WEIGHTS])
+    return {ADAPTER_FILE, ADAPTER_WEIGHTS}
 
 
 def _card(folder: Path, present: dict[str, Path]) -> str:
@@ -242,6 +264,17 @@ def _check_no_secret(folder: Path, name: str, content: Path | bytes) -> None:
             f"{folder}/{name} holds what looks like an access token (hf_...); remove it there, and revoke the token "
             "at https://huggingface.co/settings/tokens if anybody else may have read it."
         )
+
+
+def _check_no_home(folder: Path, name: str, content: Path | bytes) -> None:
+    """What this package writes has none; a card of PEFT's, or an older folder, may."""
+    if Path(name).suffix in (".json", ".md") and name not in VOCABULARIES:
+        text = _content(content).decode(errors="replace")
+        if from_home(text) != text:
+            raise PushError(
+                f"{folder}/{name} holds the path of your home folder ({Path.home()}); write what others know the place "
+                "by, or ~, in its stead."
+            )
 
 
 def _token() -> str:

@@ -6,7 +6,6 @@ that fails is shown as failed. Then claims.py judges what is there. The page is 
 and README.md, with the figures beside it.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -192,7 +191,7 @@ def collect(step: Step) -> None:
         return
     content = results.read_json(path, f"Delete {step.folder}, and it is made again.", ("recipe",))
     read, _ = VERBS[step.verb]
-    if content["recipe"] != json.loads(json.dumps(read(step.recipe).raw, default=str)):
+    if content["recipe"] != results.record(read(step.recipe).raw):
         raise ValueError(
             f"{step.folder} holds results of another recipe than {step.recipe}: delete it or move it away."
         )

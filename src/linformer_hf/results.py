@@ -1,6 +1,7 @@
 """What a run leaves behind: a folder that `from_pretrained` loads, results.json, a curve and a model card.
 
 Every file is written beside its place and then renamed, and results.json comes last: a folder that has it is whole.
+All text goes through `write_text`, which writes the home folder as `~`: such a folder may be published.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from transformers.trainer_pt_utils import safe_globals
 from . import checksums, full_disk, trackers
 from .full_disk import DiskFull
 from .interruption import Interrupted
+from .places import from_home
 from .recipe import ACCESS_TOKEN
 from .watch import AlreadyTrained, Watch
 
@@ -84,17 +86,22 @@ Everything that was run is in `results.json`: options, versions, seed, data coun
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text beside `path`, then rename: a reader never sees half a file."""
+    """Write UTF-8 text, without the name of the home folder, beside `path`, then rename: nobody sees half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(from_home(text), encoding="utf-8")
     os.replace(beside, path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON with a checksum of it as the last key, which `read_json` compares."""
-    plain = json.loads(json.dumps(content, default=str))
+    plain = record(content)
     plain[SUM_KEY] = _json_sum(path, plain)
     write_text(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+
+
+def record(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of `write_json` holds of `content`, which may be compared with it."""
+    return from_home(json.loads(json.dumps(content, default=str)))
 
 
 def read_json(path: Path, way_out: str, needs: Sequence[str] = ()) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) ->
         raise FileExistsError(
             f"{folder} holds a finished run ({RESULTS_FILE} is there). Choose another output_dir, or delete it."
         )
-    recipe = json.loads(json.dumps(recipe, default=str))
+    recipe = record(recipe)
     if folder.exists() and any(folder.iterdir()):
         if not resume:
             raise FileExistsError(
@@ -196,7 +203,8 @@ def loading(checkpoint: str) -> Iterator[None]:
         yield
     except Exception as error:  # damaged files set off anything: tokenizers, for one, raises bare Exceptions
         reason = " ".join(str(error).split())
-        raise ValueError(f"the checkpoint {checkpoint!r} cannot be loaded: {reason}") from error
+        way_out = checksums.safer(checkpoint, reason)
+        raise ValueError(f"the checkpoint {checkpoint!r} cannot be loaded: {reason}{way_out}") from error
 
 
 def _step(checkpoint: Path) -> int:

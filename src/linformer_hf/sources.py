@@ -106,8 +106,7 @@ def read_source(name: str, revision: str | None = None, tokenizer: str | None = 
     if family is ROBERTA:  # position embeddings are counted from padding_idx + 1 on
         weights[prefix + POSITIONS] = weights[prefix + POSITIONS][(config.pad_token_id or 0) + 1 :]
     if family is DISTILBERT:
-        fields |= {"type_vocab_size": 1, "layer_norm_eps": 1e-12, "pooler_act": "relu"}
-        weights[prefix + "embeddings.token_type_embeddings.weight"] = torch.zeros(1, fields["hidden_size"])
+        fields |= {"type_vocab_size": 0, "layer_norm_eps": 1e-12, "pooler_act": "relu"}
         if head == "ForTokenClassification":
             fields["classifier_dropout"] = config.dropout
     fields["max_position_embeddings"] = len(weights[prefix + POSITIONS])
@@ -189,7 +188,8 @@ def _explained(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # damaged files set off anything, bare Exceptions included
         reason = " ".join(str(error).split())
-        raise ConversionError(f"the source {name!r} cannot be loaded: {reason[:400]}") from error
+        way_out = checksums.safer(name, reason)
+        raise ConversionError(f"the source {name!r} cannot be loaded: {reason[:400]}{way_out}") from error
 
 
 def _check_supported(name: str, config: PreTrainedConfig) -> None:
@@ -394,7 +394,7 @@ def _fairseq_config(path: str, settings: dict[str, Any], weights: dict[str, torc
         "classifier_dropout": settings.get("pooler_dropout", 0.0),
         "pooler_act": str(settings.get("pooler_activation_fn", "tanh")),
         "layer_norm_eps": 1e-5,
-        "type_vocab_size": 1,
+        "type_vocab_size": 0,
         "pad_token_id": FAIRSEQ_PAD,
         "bos_token_id": 0,
         "eos_token_id": 2,
@@ -438,8 +438,6 @@ def _fairseq_weights(path: str, state: dict[str, torch.Tensor]) -> tuple[dict[st
         raise ConversionError(f"{path}: {_list('weights are missing', missing.values())}")
     # Row 0 and 1 are no positions: fairseq counts them from the padding token's id + 1 on.
     weights[f"linformer.{POSITIONS}"] = weights[f"linformer.{POSITIONS}"][FAIRSEQ_PAD + 1 :]
-    words = weights[f"linformer.{WORDS}"]
-    weights["linformer.embeddings.token_type_embeddings.weight"] = words.new_zeros(1, words.shape[1])
     return weights | projections, projection, head
 
 

@@ -27,6 +27,7 @@ from .console import show
 from .data.texts import text_rows
 from .measuring import watched
 from .modeling_linformer import LinformerModel
+from .places import own_name
 from .recipe import Recipe, load_recipe
 from .sources import exact_twin, read_source
 
@@ -235,7 +236,8 @@ def markdown(content: dict[str, Any]) -> str:
         rows.append([number, spread, *ranks, "" if error is None else f"{error:.3f}", layer["recommended_k"]])
     k = ",".join(str(value) for value in content["recommended_projected_length"])
     return (
-        f"`{section['model']}`, {content['texts']} texts of {content['length']} tokens from `{section['corpus']}`.\n\n"
+        f"`{own_name(section['model'])}`, {content['texts']} texts of {content['length']} tokens from "
+        f"`{own_name(section['corpus'])}`.\n\n"
         f"{results.markdown_table(header, rows)}\n\n"
         f"K: the smallest multiple at which the map's best approximation of rank K moves attention's output by at most "
         f"{section.get('tolerance', 0.1):.0%} (mean over heads and texts). E and F do not depend on the input, so "

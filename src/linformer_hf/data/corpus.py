@@ -343,7 +343,7 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
     if not packed_already or not rows.exists():
         _make(rows, lambda beside, _: _write_rows(data, length, folder, beside))
     counts = {
-        "folder": _from_home(folder),
+        "folder": str(folder.absolute()),
         **json.loads((folder / "counts.json").read_text()),
         "row_length": length,
         "packing": data.packing,
@@ -363,14 +363,6 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
         counts=counts,
         folder=folder,
     )
-
-
-def _from_home(folder: Path) -> str:
-    """As `~/...` where it can be: results are published with the model, and a home folder's name is its user's."""
-    try:
-        return (Path("~") / folder.absolute().relative_to(Path.home())).as_posix()
-    except (ValueError, RuntimeError):  # elsewhere, or there is no home
-        return str(folder)
 
 
 def _write_documents(data: PretrainingData, folder: Path) -> None:

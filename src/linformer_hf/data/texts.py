@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..places import own_name
 from . import demo_texts
 from .corpus import PretrainingData, Source, find_files, prepare, stored
 
@@ -84,7 +85,10 @@ def text_rows(
                 f"the corpus {corpus!r} holds no row of {length} tokens to calibrate on. Give more text, or a smaller "
                 "--max-length."
             )
-        held_out = {f"held-out documents of {corpus}": draw(validation, length, held_out_rows, seed), **held_out}
+        held_out = {
+            f"held-out documents of {own_name(corpus)}": draw(validation, length, held_out_rows, seed),
+            **held_out,
+        }
     held_out = {genre: drawn for genre, drawn in held_out.items() if drawn}
     if not held_out:
         raise ValueError(f"there is no held-out text of {length} tokens to measure on. Choose a smaller N.")
