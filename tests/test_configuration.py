@@ -54,6 +54,10 @@ def test_one_projected_length_for_each_layer():
 # What cannot work: (arguments beside those of the tiny configuration, message)
 REFUSED = [
     *(
+        ({"pad_token_id": value}, rf"pad_token_id must lie between 0 and vocab_size - 1 = 49.*None.*got {value}")
+        for value in (-1, 50)
+    ),
+    *(
         ({name: 0}, rf"{name} must be at least 1, got 0")
         for name in (
             "vocab_size",

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
@@ -22,6 +23,7 @@ from linformer_hf import (
     LinformerModel,
 )
 from linformer_hf.configuration_linformer import POOLED_TYPES
+from linformer_hf.modeling_linformer import LM_BIAS, eager_attention_forward
 from linformer_hf.projection_linformer import RealTokens
 from reference import (
     BANDS,
@@ -82,7 +84,7 @@ def head_inputs(head) -> dict[str, torch.Tensor]:
 
 @each_variant
 def test_model_equals_the_reference_in_outputs_and_gradients(variant):
-    model = tiny_model(**variant).double()  # float64: what is left is float32 constants inside softmax and windows
+    model = tiny_model(**variant).double()  # nothing on the way is float32
     ids, types, mask = tiny_batch()
     names, parameters = zip(*model.named_parameters(), strict=True)
     output = model(ids, mask, types, output_hidden_states=True)
@@ -91,7 +93,7 @@ def test_model_equals_the_reference_in_outputs_and_gradients(variant):
     for row, real in enumerate(mask.bool()):
         states = encode_row(model.config, tensors_of(model), ids[row][real], types[row][real])
         for layer, expected in enumerate(states):
-            torch.testing.assert_close(output.hidden_states[layer][row][real], expected, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(output.hidden_states[layer][row][real], expected, atol=1e-11, rtol=1e-11)
         ours = ours + (output.last_hidden_state[row][real] * weigh[row][real]).sum()
         theirs = theirs + (states[-1] * weigh[row][real]).sum()
     gradients = torch.autograd.grad(ours, parameters, allow_unused=True)
@@ -99,7 +101,7 @@ def test_model_equals_the_reference_in_outputs_and_gradients(variant):
     for name, gradient, expected in zip(names, gradients, expected_gradients, strict=True):
         assert (gradient is None) == (expected is None) == name.startswith("pooler"), name
         if gradient is not None:
-            torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @each_shape
@@ -787,7 +789,7 @@ def test_masked_lm_loss_ignores_minus_100():
     ids, types, mask = tiny_batch()
     labels = torch.where(torch.rand(ids.shape) < 0.3, ids, -100)
     output = model(ids, mask, types, labels=labels)
-    kept = labels != -100
+    kept = (labels != -100) & mask.bool()
     logp = output.logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     torch.testing.assert_close(output.loss, -logp[kept].mean())
     torch.testing.assert_close(model(ids, mask, types, labels=labels, num_items_in_batch=7).loss, -logp[kept].sum() / 7)
@@ -796,7 +798,7 @@ def test_masked_lm_loss_ignores_minus_100():
 
 def test_sparse_prediction_changes_the_cost_and_not_the_loss():
     ids, _, mask = tiny_batch()
-    labels = torch.where(torch.rand(ids.shape) < 0.3, ids, -100)
+    labels = torch.where((torch.rand(ids.shape) < 0.3) & mask.bool(), ids, -100)
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     dense = tiny_model(LinformerForMaskedLM, **quiet).train()
     sparse = tiny_model(LinformerForMaskedLM, sparse_prediction=True, **quiet).train()
@@ -860,13 +862,18 @@ def test_token_classification_loss():
 def test_question_answering_loss():
     model = tiny_model(LinformerForQuestionAnswering)
     inputs = head_inputs(type(model))
-    start, end = torch.tensor([0, 3, 19, 4, 10]), torch.tensor([1, 5, 25, 4, 12])  # 25: truncated away, ignored
+    start, end = torch.tensor([0, 3, 19, 4, 10]), torch.tensor([1, 25, 19, 15, 10])  # 25: truncated away, ignored
+    inputs["attention_mask"][3, 4], inputs["attention_mask"][3, 15] = 1, 0  # and so is 15
     output = model(**inputs, start_positions=start, end_positions=end)
     assert output.start_logits.shape == output.end_logits.shape == (5, 20)
     first = -output.start_logits.log_softmax(-1)[torch.arange(5), start].mean()
-    kept = end < 20
+    kept = torch.tensor([0, 2, 4])
     second = -output.end_logits.log_softmax(-1)[kept, end[kept]].mean()
     torch.testing.assert_close(output.loss, (first + second) / 2)
+    columns = model(**inputs, start_positions=start[:, None], end_positions=end[:, None])
+    torch.testing.assert_close(columns.loss, output.loss)
+    nothing = model(**inputs, start_positions=torch.full((5,), 20), end_positions=torch.full((5,), 99))
+    assert nothing.loss == 0
 
 
 def test_multiple_choice_loss():
@@ -877,6 +884,210 @@ def test_multiple_choice_loss():
     torch.testing.assert_close(output.loss, -output.logits.log_softmax(-1)[torch.arange(2), labels].mean())
     body = model.linformer(**{name: tensor.flatten(0, 1) for name, tensor in inputs.items()}).pooler_output
     torch.testing.assert_close(output.logits, model.classifier(body).view(2, 2))
+
+
+def labels_of(head, length: int = 10) -> dict[str, torch.Tensor]:
+    """For two rows, or two rows of two choices."""
+    if head is LinformerForQuestionAnswering:
+        return {"start_positions": torch.tensor([1, 4]), "end_positions": torch.tensor([3, length - 1])}
+    if head in (LinformerForMaskedLM, LinformerForTokenClassification):
+        return {"labels": torch.arange(2 * length).view(2, length) % 2}
+    return {"labels": torch.tensor([1, 0])}
+
+
+@each_head
+@pytest.mark.parametrize("path", ["packed", "plain"])
+def test_a_loss_does_not_depend_on_padding(head, path):
+    """10 real tokens of 100, labels and a choice at padding."""
+    model = tiny_model(head, max_position_embeddings=100).double()
+    multiple, labels = head is LinformerForMultipleChoice, labels_of(head)
+    ids = torch.randint(1, 50, (2, 2, 10) if multiple else (2, 10))
+    alone = model(ids, **labels)
+    padding = (0, 90, 0, 1) if multiple else (0, 90)
+    padded, mask = (F.pad(tensor, padding) for tensor in (ids, torch.ones_like(ids)))
+    if labels.get("labels", ids[0, 0]).dim() == 2:
+        labels = {"labels": F.pad(labels["labels"], padding, value=1)}
+    body = {}
+    model.linformer.register_forward_hook(lambda module, args, output: body.update(output))
+    together = model(padded, mask, **labels, output_hidden_states=path == "plain")
+    torch.testing.assert_close(together.loss, alone.loss)
+    assert not body["last_hidden_state"][~mask.flatten(0, -2).bool()].any()
+    if head is LinformerForQuestionAnswering:
+        for logits in (together.start_logits, together.end_logits):
+            assert bool((logits[:, 10:] == torch.finfo(logits.dtype).min).all())
+    if multiple:
+        assert bool((together.logits[:, 2] == torch.finfo(together.logits.dtype).min).all())
+        assert model(padded, mask, labels=torch.tensor([2, 2])).loss == 0
+    together.loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@each_head
+@each_shape
+def test_a_batch_without_rows_works(head, shape):
+    model = tiny_model(head, **shape)
+    ids = torch.zeros((0, 2, 12) if head is LinformerForMultipleChoice else (0, 12), dtype=torch.long)
+    labels = {name: label[:0] for name, label in labels_of(head, 12).items()}
+    for attention in ("eager", "sdpa"):
+        model.set_attn_implementation(attention)
+        for mask in (None, ids):
+            assert model(ids, mask, **labels).loss == 0
+            with torch.no_grad():
+                assert len(logits_of(model(ids, mask))) == 0
+
+
+@each_head
+@each_type
+def test_padding_beyond_n_does_not_count(head, kind):
+    """Rows of at most N real tokens in 27 places: on the left, scattered, without any; one row of N."""
+    model = tiny_model(head, **kind).double()
+    multiple = head is LinformerForMultipleChoice
+    ids, types, mask = (F.pad(tensor, (3, 4)) for tensor in tiny_batch())
+    mask[4] = 0
+    real, rows = mask.bool(), torch.arange(5)[:, None]
+    order = torch.arange(27).expand(5, -1).masked_fill(~real, 99).argsort(stable=True)[:, :20]
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    fitting = {name: tensor[rows, order] for name, tensor in inputs.items()}
+    fitting["input_ids"] = fitting["input_ids"] * fitting["attention_mask"]
+    if multiple:
+        inputs, fitting = ({n: t[:4].view(2, 2, -1) for n, t in each.items()} for each in (inputs, fitting))
+    model.set_attn_implementation("eager")
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    long, short = model(**inputs, **asked), model(**fitting, **asked)
+    real, back = real[: 4 if multiple else 5], fitting["attention_mask"].flatten(0, -2).bool()
+    for ours, theirs in zip(long.hidden_states, short.hidden_states, strict=True):
+        torch.testing.assert_close(ours[real], theirs[back])
+        assert not ours[~real].any()
+    for ours, theirs in zip(long.attentions, short.attentions, strict=True):
+        torch.testing.assert_close(ours.transpose(1, 2)[real], theirs.transpose(1, 2)[back])
+    if head in (LinformerForSequenceClassification, LinformerForMultipleChoice):
+        torch.testing.assert_close(long.logits, short.logits)
+    else:
+        torch.testing.assert_close(logits_of(long)[real], logits_of(short)[back])
+        assert logits_of(long).shape[:2] == (5, 27)
+
+
+def test_padding_beyond_n_with_embeddings_and_positions():
+    model = tiny_model()
+    ids, types, mask = tiny_batch(13)
+    expected = model(ids, mask, types)
+    ids, mask = F.pad(ids, (0, 12)), F.pad(mask, (0, 12))
+    given = {"inputs_embeds": model.get_input_embeddings()(ids), "attention_mask": mask}
+    given["token_type_ids"] = F.pad(types, (0, 12))
+    for places in (None, (mask.cumsum(1) - mask).clamp(max=19)):
+        states, pooled = model(**given, position_ids=places, return_dict=False)
+        torch.testing.assert_close(states[:, :13], expected.last_hidden_state)
+        torch.testing.assert_close(pooled, expected.pooler_output)
+        assert states.shape == (5, 25, 16)
+    one_row = model(ids[:1], mask[:1], position_ids=torch.arange(25).clamp(max=19))
+    torch.testing.assert_close(one_row.last_hidden_state[:, :13], model(ids[:1, :13]).last_hidden_state)
+    with pytest.raises(ValueError, match="21 tokens"):
+        model(torch.ones(1, 21, dtype=torch.long), torch.ones(1, 21))
+    with pytest.raises(ValueError, match=r"token_type_ids must be.*\[5, 25\].*got \[5, 13\]"):
+        model(ids, mask, types)
+
+
+@pytest.mark.parametrize("name", ["token_type_ids", "position_ids"])
+def test_one_row_of_token_types_or_positions_stands_for_all_choices(name):
+    model = tiny_model(LinformerForMultipleChoice)
+    ids = torch.randint(1, 50, (2, 3, 8))
+    row = torch.arange(8) if name == "position_ids" else torch.arange(8) // 4
+    expected = model(ids, **{name: row.expand(2, 3, 8)}).logits
+    for rows in (row, row[None], row[None, None]):
+        torch.testing.assert_close(model(ids, **{name: rows}).logits, expected)
+
+
+def test_float64_is_kept():
+    """Losses, the mean and resizing; E, windows and attention are held against the reference above."""
+    for head in HEADS:
+        model = tiny_model(head, classifier_pooling="mean").double()
+        ids = torch.randint(1, 50, (2, 2, 10) if head is LinformerForMultipleChoice else (2, 10))
+        assert model(ids, **labels_of(head)).loss.dtype == torch.float64
+    for problem, labels in (("regression", torch.rand(2, 2)), ("multi_label_classification", torch.ones(2, 2))):
+        model = tiny_model(LinformerForSequenceClassification, problem_type=problem).double()
+        assert model(IDS, labels=labels).loss.dtype == torch.float64
+    model = tiny_model(classifier_pooling="mean").double()
+    output = model(IDS)
+    torch.testing.assert_close(
+        output.pooler_output, model.pooler.dense(output.last_hidden_state.mean(1)).tanh(), atol=1e-15, rtol=1e-13
+    )
+    for kind in ("linear", "conv"):
+        model = tiny_model(projection_type=kind).double()
+        places, weight = model.get_position_embeddings().weight.clone(), model.encoder.projection.weight.clone()
+        model.resize_position_embeddings(40)
+        model.resize_position_embeddings(20)  # every second place of the stretched ones lies at 1/4 and 3/4
+        for old, new in ((places, model.get_position_embeddings().weight), (weight, model.encoder.projection.weight)):
+            assert new.dtype == torch.float64
+            constant = (old.float().double() == old).all()  # drawn as float32
+            assert constant
+            assert not torch.equal(new.float().double(), new)
+
+
+def test_the_written_out_softmax_keeps_float64_on_an_accelerator(monkeypatch):
+    seen = []
+    softmax = F.softmax
+    monkeypatch.setattr(F, "softmax", lambda x, dim, dtype: (seen.append(dtype), softmax(x, dim, dtype=dtype))[1])
+    module = torch.nn.Identity().eval()
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        states = torch.zeros(1, 2, 3, 4, dtype=dtype, device="meta")
+        assert eager_attention_forward(module, states, states, states, None, 1.0)[0].dtype == dtype
+    assert seen == [torch.float64, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_language_model_has_one_bias_that_resizing_and_saving_keep(tied, tmp_path):
+    model = tiny_model(LinformerForMaskedLM, tie_word_embeddings=tied)
+    ids, _, mask = tiny_batch()
+    model(ids, mask, labels=ids).loss.backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert [name for name in model.state_dict() if "predictions" in name and name.endswith("r.bias")] == [LM_BIAS]
+    model.resize_token_embeddings(53)
+    expected = model(ids, mask).logits
+    model.save_pretrained(tmp_path)
+    again, info = LinformerForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(again.eval()(ids, mask).logits, expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_files_with_the_older_names_of_the_bias_load(tied, tmp_path):
+    """One name where words were tied; else two, of which the decoder's was the one that counted."""
+    model = tiny_model(LinformerForMaskedLM, tie_word_embeddings=tied)
+    ids, _, mask = tiny_batch()
+    expected = model(ids, mask).logits
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    new = load_file(file)
+    old = {**new, "cls.predictions.bias": torch.full((50,), 9.0)}
+    if tied:
+        old["cls.predictions.bias"] = old.pop(LM_BIAS)
+    save_file(old, file, metadata={"format": "pt"})
+    again, info = LinformerForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    other = tiny_model(LinformerForMaskedLM, seed=1, tie_word_embeddings=tied)
+    assert not other.load_state_dict(old, strict=False).unexpected_keys  # as Trainer resumes
+    for loaded in (again.eval(), other):
+        assert torch.equal(loaded(ids, mask).logits, expected)
+    again.save_pretrained(tmp_path)
+    assert load_file(file).keys() == new.keys()
+
+
+def test_fsdp2_takes_a_tied_language_model():
+    """Groups as accelerate makes them: layers, tied words, the rest. torch refuses a parameter that lies in two."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = tiny_model(LinformerForMaskedLM)
+        ids, _, mask = tiny_batch()
+        expected = model(ids, mask, labels=ids).loss
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        words = [model.get_input_embeddings(), model.get_output_embeddings()]
+        for module in (*model.linformer.encoder.layer, words, model):
+            torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+        loss = model(ids, mask, labels=ids).loss
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # Bad input: one error that names the value, the limit and the way out
@@ -906,6 +1117,16 @@ IDS = torch.ones(2, 6, dtype=torch.long)
         ({"input_ids": IDS, "encoder_hidden_states": torch.zeros(2, 6, 16)}, "encoder_hidden_states.*mixes later"),
         ({"input_ids": IDS, "past_key_values": ()}, "past_key_values.*mixes later"),
         ({"input_ids": IDS, "use_cache": True}, "use_cache.*mixes later"),
+        ({"input_ids": IDS, "is_causal": True}, "is_causal.*mixes later"),
+        ({"input_ids": IDS, "global_attention_mask": IDS}, "global_attention_mask.*same K slots.*leave it out"),
+        ({"input_ids": IDS, "head_mask": torch.ones(2, 2)}, "head_mask.*leave it out"),
+        *(
+            ({"input_ids": IDS, name: value}, f"{name}.*a row is one text.*attention_mask")
+            for name, value in (("seq_idx", IDS), ("cu_seq_lens_q", IDS[0]), ("cu_seq_lens_k", IDS[0]))
+        ),
+        ({"input_ids": IDS, "max_length_q": 3}, "max_length_q.*a row is one text"),
+        ({"input_ids": IDS, "attention_maks": IDS}, "attention_maks is no argument.*is it attention_mask"),
+        ({"input_ids": IDS, "token_type_id": IDS}, "token_type_id is no argument.*is it token_type_ids"),
     ],
 )
 def test_bad_inputs_are_refused_with_value_limit_and_way_out(inputs, message):
@@ -926,6 +1147,17 @@ def test_bad_inputs_are_refused_with_value_limit_and_way_out(inputs, message):
             {"start_positions": torch.tensor([0, -2]), "end_positions": torch.tensor([1, 1])},
             "start_positions holds -2",
         ),
+        (
+            LinformerForQuestionAnswering,
+            {"start_positions": IDS[:, 0], "end_positions": IDS[:, :3]},
+            r"end_positions must be of shape \[2\] or \[2, 1\], got \[2, 3\]",
+        ),
+        (LinformerForTokenClassification, {"labels": IDS.T}, r"labels must be.*\[2, 6\], got \[6, 2\]"),
+        (LinformerForTokenClassification, {"labels": IDS.float()}, r"ids of classes.*torch.float32"),
+        (LinformerForMaskedLM, {"labels": IDS.T}, r"labels must be.*\[2, 6\], got \[6, 2\]"),
+        (LinformerForSequenceClassification, {"labels": IDS[:1, :2]}, r"\[2\] or \[2, 1\], got \[1, 2\]"),
+        (LinformerForSequenceClassification, {"labels": torch.zeros(3, 2)}, r"\[3, 2\].*num_labels=3.*\[2, 3\]"),
+        (LinformerForSequenceClassification, {"label": IDS[:, 0]}, "label is no argument.*is it labels"),
     ],
 )
 def test_labels_out_of_range_are_refused(head, labels, message):
@@ -937,6 +1169,27 @@ def test_choices_out_of_range_are_refused():
     model = tiny_model(LinformerForMultipleChoice)
     with pytest.raises(ValueError, match=r"labels holds 2.*num_choices=2.*0 to 1"):
         model(**head_inputs(type(model)), labels=torch.tensor([0, 2]))
+
+
+def test_a_problem_type_that_is_none_is_refused_where_the_loss_is_taken():
+    """The configuration refuses it too, but not where it is assigned later."""
+    model = tiny_model(LinformerForSequenceClassification)
+    model.config.problem_type = "single_label_clasification"
+    with pytest.raises(ValueError, match=r"problem_type must be.*None, got 'single_label_clasification'"):
+        model(IDS, labels=IDS[:, 0])
+    model.config.problem_type = "single_label_classification"
+    assert model(IDS, labels=IDS[:, 0].int()).loss.isfinite()
+    with pytest.raises(ValueError, match=r"ids of classes.*torch.float32"):
+        model(IDS, labels=IDS[:, 0].float())
+
+
+@each_head
+def test_arguments_that_change_nothing_are_taken(head):
+    model = tiny_model(head)
+    inputs = head_inputs(head)
+    quiet = {"is_causal": False, "use_cache": False, "seq_idx": None, "output_router_logits": False, "mine": 3}
+    output = model(**inputs, **quiet, num_items_in_batch=3, output_attentions=False, return_dict=True)
+    assert torch.equal(logits_of(output), logits_of(model(**inputs)))
 
 
 def test_a_decoder_is_refused_at_the_configuration_of_the_model():

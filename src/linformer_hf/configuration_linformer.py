@@ -216,6 +216,11 @@ class LinformerConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads}): every head gets hidden_size / num_attention_heads channels."
             )
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id must lie between 0 and vocab_size - 1 = {self.vocab_size - 1}, or be None (no vector of "
+                f"padding), got {self.pad_token_id}: the row of that id is kept at zero."
+            )
         for name in ("hidden_act", "pooler_act"):
             if getattr(self, name) not in ACT2FN:
                 raise ValueError(f"{name} must be one of {', '.join(sorted(ACT2FN))}, got {getattr(self, name)!r}.")

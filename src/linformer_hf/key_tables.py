@@ -82,7 +82,7 @@ BERT = Family(
     heads={
         "Model": {},
         "ForMaskedLM": {
-            f"{_MLM}{part}": f"{_MLM}{part}" for part in ("", ".transform.dense", ".transform.LayerNorm", ".decoder")
+            f"{_MLM}.{part}": f"{_MLM}.{part}" for part in ("transform.dense", "transform.LayerNorm", "decoder")
         },
         "ForSequenceClassification": _CLASSIFIER,
         "ForTokenClassification": _CLASSIFIER,
@@ -90,6 +90,7 @@ BERT = Family(
         "ForMultipleChoice": _CLASSIFIER,
     },
     dropped={
+        r"cls\.predictions\.bias": "a second name of the decoder's bias, or used by nothing",
         r"cls\.seq_relationship\..*": "next-sentence prediction; no Linformer has that head",
         r"(bert\.)?pooler\..*": "the pooler is not read by this head",
     },
@@ -102,7 +103,6 @@ ROBERTA = Family(
     heads={
         "Model": {},
         "ForMaskedLM": {
-            "lm_head": _MLM,
             "lm_head.dense": f"{_MLM}.transform.dense",
             "lm_head.layer_norm": f"{_MLM}.transform.LayerNorm",
             "lm_head.decoder": f"{_MLM}.decoder",
@@ -116,7 +116,10 @@ ROBERTA = Family(
         "ForQuestionAnswering": _ANSWERS,
         "ForMultipleChoice": _CLASSIFIER,
     },
-    dropped={r"(roberta\.)?pooler\..*": "the pooler is not read by this head"},
+    dropped={
+        r"lm_head\.bias": "a second name of the decoder's bias, or used by nothing",
+        r"(roberta\.)?pooler\..*": "the pooler is not read by this head",
+    },
 )
 DISTILBERT = Family(
     prefix="distilbert",
@@ -203,7 +206,7 @@ FAIRSEQ = Family(
     heads={
         "ForMaskedLM": {
             "encoder.lm_head.weight": f"{_MLM}.decoder.weight",
-            "encoder.lm_head.bias": f"{_MLM}.bias",
+            "encoder.lm_head.bias": f"{_MLM}.decoder.bias",
             "encoder.lm_head.dense": f"{_MLM}.transform.dense",
             "encoder.lm_head.layer_norm": f"{_MLM}.transform.LayerNorm",
         },

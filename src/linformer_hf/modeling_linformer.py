@@ -40,7 +40,8 @@ Letters: B batch, N length, K slots, H heads, D head size, C hidden size, V voca
 
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
+from difflib import get_close_matches
+from functools import partial, wraps
 from itertools import repeat
 from typing import Any
 
@@ -50,6 +51,8 @@ from torch.autograd import forward_ad
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2CLS, ACT2FN, GELUActivation
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -69,7 +72,16 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_linformer import AUTO_MAP, NO_CAUSAL, LinformerConfig
-from .projection_linformer import LinformerProjection, RealTokens, at_least, in_general_form, readable, slot_edges
+from .projection_linformer import (
+    LinformerProjection,
+    RealTokens,
+    at_least,
+    exact,
+    holds,
+    in_general_form,
+    readable,
+    slot_edges,
+)
 
 
 # Tokens of a block: enough for a matrix product to run at full speed, few enough to stay in the cache.
@@ -78,6 +90,24 @@ BLOCK = 512
 # save memory, be so long.
 WORTH_PACKING, WORTH_BLOCKS = 64, 256
 ID_TYPES = (torch.int64, torch.int32)
+LM_BIAS = "cls.predictions.decoder.bias"
+ONE_TEXT = "a row is one text, and slots would mix several; give each a row of its own, with an attention_mask"
+# Arguments of other models that would change the answer, and why they cannot be honoured.
+REFUSED = {
+    **dict.fromkeys(
+        ("is_causal", "encoder_hidden_states", "encoder_attention_mask", "past_key_values", "use_cache"), NO_CAUSAL
+    ),
+    **dict.fromkeys(
+        ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "cu_seqlens", "max_seqlen"),
+        ONE_TEXT,
+    ),
+    "global_attention_mask": "every token reads the same K slots, and none is read by all others; leave it out",
+    "head_mask": "heads cannot be switched off; leave it out",
+}
+KNOWN = {
+    *("input_ids", "attention_mask", "token_type_ids", "inputs_embeds", "labels", "start_positions", "end_positions"),
+    *("return_dict", *TransformersKwargs.__annotations__),
+}
 # A function that gives the projection: were the module an argument itself, hooks that bring a layer's weights from
 # elsewhere (accelerate) would try to move it too.
 SharedProjection = Callable[[], LinformerProjection | None]
@@ -102,6 +132,27 @@ def check_shape(name: str, given: torch.Tensor | None, *allowed: tuple[int, ...]
         raise ValueError(f"{name} must be of shape {shapes}, got {list(given.shape)}.")
 
 
+def check_mask(attention_mask: torch.Tensor, given: torch.Tensor) -> None:
+    """Raise a ValueError unless it holds 1 and 0 for every token of `given` (ids or embeddings)."""
+    if attention_mask.shape != given.shape[:2]:
+        raise ValueError(
+            f"attention_mask must be [batch, length] = {list(given.shape[:2])} with 1 on real tokens, got "
+            f"{list(attention_mask.shape)}; a mask of query-key pairs cannot be honoured: {NO_CAUSAL}."
+        )
+    if attention_mask.device.type == "cpu" and readable(attention_mask):
+        bad = (attention_mask != 0) & (attention_mask != 1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"attention_mask holds {attention_mask[bad][0].item()}, but only 1 (real token) and 0 (padding) have a "
+                "meaning; additive masks are not supported."
+            )
+
+
+def ignore_padding(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Labels [B, N] with -100 wherever there is no real token."""
+    return labels if attention_mask is None else labels.masked_fill(attention_mask.to(labels.device) == 0, -100)
+
+
 def mean_loss(total: torch.Tensor, count: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None):
     """`total` (a sum over labels) over the labels of the whole optimizer step if known, else over those seen here."""
     if num_items_in_batch is None:
@@ -117,10 +168,11 @@ def cross_entropy(
     num_items_in_batch: torch.Tensor | int | None = None,
     ignore_index: int = -100,
 ) -> torch.Tensor:
-    """Mean cross entropy of logits [n, classes] against labels [n], in float32; 0 if every label is ignored."""
-    check_shape("labels (ids of classes), flattened,", labels, (logits.shape[0],))
-    labels = labels.to(logits.device)
-    total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
+    """Mean cross entropy of logits [n, classes] against labels [n]; 0 if every label is ignored."""
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be ids of classes (int64), got {labels.dtype}.")
+    labels, logits = labels.to(logits.device, torch.int64), logits.to(exact(logits.dtype))
+    total = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
     return mean_loss(total, (labels != ignore_index).sum(), num_items_in_batch)
 
 
@@ -195,7 +247,7 @@ def eager_attention_forward(
         free = scores if not torch.is_grad_enabled() and not is_tracing(scores) and not transformed() else None
         weights = torch.softmax(scores, dim=-1, out=free)
     else:
-        weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        weights = nn.functional.softmax(scores, dim=-1, dtype=exact(scores.dtype)).to(query.dtype)
     weights = drop(weights, dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
@@ -321,8 +373,7 @@ class LinformerSelfAttention(nn.Module):
 
     def banded(self, hidden_states: torch.Tensor) -> bool:
         """Whether an input of this length has a band of single tokens among its keys."""
-        longer = in_general_form() or hidden_states.shape[1] > self.keys
-        return bool(self.local_window) and longer
+        return bool(self.local_window) and not holds(hidden_states.shape[1] <= self.keys)
 
     def attend_to_slots(
         self,
@@ -354,7 +405,8 @@ class LinformerSelfAttention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         written_out = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
-        if attention is sdpa_attention_forward and written_out and query.device.type == "cpu" and not is_tracing(query):
+        plain = attention is sdpa_attention_forward and query.device.type == "cpu" and not is_tracing(query)
+        if plain and (written_out or not query.shape[0]):  # torch's kernel takes no batch of 0 rows with a bias
             output, _ = eager_attention_forward(  # see the top
                 self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs
             )
@@ -391,16 +443,16 @@ class LinformerSelfAttention(nn.Module):
         bias = self.band_bias(slot_bias, edges, tokens, blocks)  # [B, b, H, K]
         single = self.single_tokens(keys, values, bias, tokens)
         query = nn.functional.pad(self.query(front), (0, 0, 0, blocks * w - length))
-        query = query.view(batch, blocks, w, self.num_attention_heads, -1).transpose(2, 3)  # [B, b, H, w, D]
+        query = self.split_heads(query).unflatten(2, (blocks, w)).transpose(1, 2)  # [B, b, H, w, D]
         by_block = (query, self.near(keys, blocks), self.near(values, blocks), bias)
         outputs, maps = [], []
         for part, near_keys, near_values, part_bias in zip(*map(self.parts, by_block), strict=True):
             states = [(slot_keys, near_keys), (slot_values, near_values)]
             key, value, part_bias = self.band(states, part_bias, single)
             output, weights = self.attend(part.flatten(0, 1), key, value, part_bias, **kwargs)
-            outputs.append(output.reshape(batch, -1, channels))  # [B b, w, H, D] -> [B, b w, C]
+            outputs.append(output.reshape(batch, part.shape[1] * w, channels))  # [B b, w, H, D] -> [B, b w, C]
             if weights is not None:  # [B b, H, w, K] -> [B, H, b w, K]
-                maps.append(weights.view(batch, -1, *weights.shape[1:]).transpose(1, 2).flatten(2, 3))
+                maps.append(weights.unflatten(0, part.shape[:2]).transpose(1, 2).flatten(2, 3))
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
         weights = torch.cat(maps, 2) if maps else None
         if tokens.order is None and not in_general_form():  # a slice would fix N to multiples of w
@@ -426,7 +478,8 @@ class LinformerSelfAttention(nn.Module):
         """States [B, N, C] -> for each block its 3 w tokens, [B, b, H, 3 w, D], as a view."""
         w = self.local_window
         padded = nn.functional.pad(states, (0, 0, w, blocks * w - states.shape[1] + w))
-        return padded.unfold(1, 3 * w, w).unflatten(2, (self.num_attention_heads, -1)).transpose(3, 4)
+        heads = (self.num_attention_heads, self.attention_head_size)
+        return padded.unfold(1, 3 * w, w).unflatten(2, heads).transpose(3, 4)
 
     def band(
         self,
@@ -500,7 +553,8 @@ class LinformerSelfOutput(nn.Module):
         """[B, N, C] -> [B, N, C]."""
         if self.correction is None:
             return self.dense(context)
-        share = (1 - self.keys / tokens.length.clamp(min=1)).clamp(min=0).to(context.dtype)  # [B] or [1]
+        length = tokens.length.clamp(min=1).to(exact(context.dtype))
+        share = (1 - self.keys / length).clamp(min=0).to(context.dtype)  # [B] or [1]
         if tokens.rows is not None:  # [1, T, C]
             share = share.repeat_interleave(tokens.length)
             return self.dense(context) + share[None, :, None] * self.correction(context)
@@ -693,12 +747,42 @@ class LinformerPredictionHeadTransform(nn.Module):
         return self.LayerNorm(self.transform_act_fn(self.dense(hidden_states)))
 
 
+def rename_old_bias(head: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_) -> None:
+    """What `OldBias` does, for `load_state_dict` (Trainer resumes by it)."""
+    old = state_dict.pop(f"{prefix}bias", None)
+    if old is not None:
+        state_dict.setdefault(f"{prefix}decoder.bias", old)
+
+
+class OldBias(ConversionOps):
+    """BERT's second name of the decoder's bias. In an old file that has both names, it was used by nothing."""
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs
+    ) -> dict[str, Any]:
+        return {LM_BIAS: next(input_dict[name] for name in source_patterns if name in input_dict)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return self  # saved under the one name
+
+
+# What from_pretrained renames. `overwrite`: code from the Hub registers the same beside the installed package's.
+register_checkpoint_conversion_mapping(
+    LinformerConfig.model_type,
+    [WeightConverter([LM_BIAS, "cls.predictions.bias"], LM_BIAS, operations=[OldBias()])],
+    overwrite=True,
+)
+
+
 class LinformerLMPredictionHead(nn.Module):
+    """BERT's, with one bias: BERT ties a second one, of no use where words are not tied, to the decoder's."""
+
     def __init__(self, config: LinformerConfig):
         super().__init__()
         self.transform = LinformerPredictionHeadTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # tied to decoder.bias, as in BERT
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.register_load_state_dict_pre_hook(rename_old_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.transform(hidden_states))
@@ -747,8 +831,6 @@ class LinformerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LinformerProjection):
             module.initialize()
-        elif isinstance(module, LinformerLMPredictionHead):
-            init.zeros_(module.bias)
         elif isinstance(module, LinformerCorrection):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -777,7 +859,7 @@ class LinformerPreTrainedModel(PreTrainedModel):
             raise
         positions = base.embeddings.position_embeddings
         weight = positions.weight.detach()
-        stretched = nn.functional.interpolate(weight.float().T[None], size=n, mode="linear")[0].T
+        stretched = nn.functional.interpolate(weight.to(exact(weight.dtype)).T[None], size=n, mode="linear")[0].T
         base.embeddings.position_embeddings = nn.Embedding.from_pretrained(
             stretched.to(weight.dtype).contiguous(), freeze=not positions.weight.requires_grad
         )
@@ -788,6 +870,58 @@ class LinformerPreTrainedModel(PreTrainedModel):
                 if isinstance(module.weight, nn.Parameter):
                     resized = nn.Parameter(resized, requires_grad=module.weight.requires_grad)
                 module.weight = resized
+
+
+def padded_beyond_n(forward: Callable) -> Callable:
+    """Decorates `LinformerModel.forward`: an input that is longer than N because of its padding.
+
+    The real tokens of each row are brought to its front, and what is behind the longest row is cut off. All that the
+    encoder gives (hidden states and attention maps too) is put back to where the tokens stand, with zeros at padding.
+    """
+
+    @wraps(forward)
+    def wrapper(
+        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, inputs_embeds=None, **kwargs
+    ):
+        arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        given, limit = input_ids if input_ids is not None else inputs_embeds, self.config.max_position_embeddings
+        beyond = given is not None and given.dim() > 1 and given.shape[1] > limit and given.shape[0] > 0
+        if not beyond or attention_mask is None or is_tracing(given) or given.device.type == "meta":
+            return forward(self, *arguments, **kwargs)
+        check_mask(attention_mask, given)
+        rows, length = given.shape[:2]
+        tokens = RealTokens.from_mask(attention_mask, length, given.device)
+        longest = max(int(tokens.length.max()), 1)
+        if longest > limit:
+            return forward(self, *arguments, **kwargs)  # refuses it
+        front = torch.arange(length, device=given.device)[None] if tokens.order is None else tokens.order
+        front = front[:, :longest].expand(rows, -1)
+
+        def trim(name: str, values: torch.Tensor | None) -> torch.Tensor | None:
+            if values is None:
+                return None
+            if values.dim() == 3:  # embeddings
+                return values.gather(1, front[..., None].expand(-1, -1, values.shape[2]))
+            check_shape(name, values, (rows, length), (1, length), (length,))
+            return values.expand(rows, length).gather(1, front)
+
+        def put_back(states: torch.Tensor | None) -> torch.Tensor | None:  # [B, n, C], or maps [B, H, n, K]
+            if states is None:
+                return None
+            shape = (rows, *[1] * (states.dim() - 3), length, 1)
+            place = tokens.place.clamp(max=longest - 1).view(shape).expand(*states.shape[:-2], -1, states.shape[-1])
+            return torch.where(attention_mask.view(shape) != 0, states.gather(-2, place), states.new_zeros(()))
+
+        as_dict = kwargs.pop("return_dict", None)
+        names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+        outputs = forward(self, *map(trim, names, arguments), return_dict=True, **kwargs)
+        outputs.last_hidden_state = put_back(outputs.last_hidden_state)
+        for name in ("hidden_states", "attentions"):
+            if outputs.get(name) is not None:
+                outputs[name] = tuple(map(put_back, outputs[name]))
+        return outputs if (self.config.return_dict if as_dict is None else as_dict) else outputs.to_tuple()
+
+    return wrapper
 
 
 @auto_docstring
@@ -810,6 +944,7 @@ class LinformerModel(LinformerPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
+    @padded_beyond_n
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
@@ -905,38 +1040,28 @@ class LinformerModel(LinformerPreTrainedModel):
         dimensions, meaning = (2, "[batch, length]") if given.dtype in ID_TYPES else (3, "[batch, length, hidden_size]")
         if given.dim() != dimensions or given.shape[1] == 0:
             raise ValueError(f"The input must be {meaning} with at least one token in a row, got {list(given.shape)}.")
-        batch, length = given.shape[:2]
-        if length > self.config.max_position_embeddings:
+        length, limit = given.shape[1], self.config.max_position_embeddings
+        if attention_mask is not None:
+            check_mask(attention_mask, given)
+        if length > limit:
             raise ValueError(
-                f"The input has {length} tokens, but this model reads at most max_position_embeddings="
-                f"{self.config.max_position_embeddings}. Truncate it, or call "
-                f"model.resize_position_embeddings({length}) (and fine-tune)."
+                f"The input has {length} tokens, but this model reads at most max_position_embeddings={limit}. "
+                f"Truncate it, or call model.resize_position_embeddings({length}) (and fine-tune). Padding beyond that "
+                "is cut off where an attention_mask tells it, except in graphs."
             )
-        for name in ("encoder_hidden_states", "encoder_attention_mask", "past_key_values", "use_cache"):
-            if kwargs.get(name) is not None and kwargs[name] is not False:
-                raise ValueError(f"{name} cannot be used: {NO_CAUSAL}.")
-        if attention_mask is None:
-            return
-        if attention_mask.shape != (batch, length):
-            raise ValueError(
-                f"attention_mask must be [batch, length] = [{batch}, {length}] with 1 on real tokens, got "
-                f"{list(attention_mask.shape)}; a mask of query-key pairs cannot be honoured: {NO_CAUSAL}."
-            )
-        if attention_mask.device.type == "cpu" and readable(attention_mask):
-            bad = (attention_mask != 0) & (attention_mask != 1)
-            if bool(bad.any()):
-                raise ValueError(
-                    f"attention_mask holds {attention_mask[bad][0].item()}, but only 1 (real token) and 0 (padding) "
-                    "have a meaning; additive masks are not supported."
-                )
+        for name, value in kwargs.items():
+            if name in REFUSED and value is not None and value is not False:
+                raise ValueError(f"{name} cannot be used: {REFUSED[name]}.")
+            if name in KNOWN or name in REFUSED or is_tracing(given):
+                continue
+            meant = get_close_matches(name, KNOWN, n=1, cutoff=0.85)
+            if meant:
+                raise ValueError(f"{name} is no argument of this model, and would be ignored; is it {meant[0]}?")
 
 
 @auto_docstring
 class LinformerForMaskedLM(LinformerPreTrainedModel):
-    _tied_weights_keys = {
-        "cls.predictions.decoder.weight": "linformer.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    }
+    _tied_weights_keys = {"cls.predictions.decoder.weight": "linformer.embeddings.word_embeddings.weight"}
     _keys_to_ignore_on_load_unexpected = [r"^linformer\.pooler\."]
 
     def __init__(self, config: LinformerConfig):
@@ -950,7 +1075,6 @@ class LinformerForMaskedLM(LinformerPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.cls.predictions.decoder = new_embeddings
-        self.cls.predictions.bias = new_embeddings.bias
 
     @can_return_tuple
     @auto_docstring
@@ -967,7 +1091,7 @@ class LinformerForMaskedLM(LinformerPreTrainedModel):
     ) -> tuple[torch.Tensor] | MaskedLMOutput:
         r"""
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            The tokens behind the masks, in `[0, vocab_size)`; -100 elsewhere.
+            The tokens behind the masks, in `[0, vocab_size)`; -100 elsewhere. Those at padding are ignored.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
             Labels in the whole optimizer step: what the summed loss is divided by (Trainer passes it).
         """
@@ -976,7 +1100,9 @@ class LinformerForMaskedLM(LinformerPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         hidden_states = outputs.last_hidden_state
-        check_shape("labels", labels, tuple(hidden_states.shape[:2]))
+        if labels is not None:
+            check_shape("labels", labels, tuple(hidden_states.shape[:2]))
+            labels = ignore_padding(labels, attention_mask)
         if labels is not None and self.training and self.config.sparse_prediction:
             labelled = labels != -100
             hidden_states, labels = hidden_states[labelled], labels[labelled]  # [n, C], [n]
@@ -1041,19 +1167,28 @@ class LinformerForSequenceClassification(LinformerPreTrainedModel):
             else:
                 integer = labels.dtype in (torch.long, torch.int)
                 problem = "single_label_classification" if integer else "multi_label_classification"
-        labels = labels.to(logits.device)
+        labels, rows = labels.to(logits.device), logits.shape[0]
         if problem == "single_label_classification":
+            check_shape("labels (ids of classes)", labels, (rows,), (rows, 1))
             check_range("labels", labels, self.num_labels, f"num_labels={self.num_labels}", ignore_index=-100)
-            return cross_entropy(logits.view(-1, self.num_labels), labels.view(-1), num_items_in_batch)
-        if labels.numel() != logits.numel():
+            return cross_entropy(logits, labels.flatten(), num_items_in_batch)
+        compare: Callable
+        if problem == "regression":
+            compare = nn.functional.mse_loss
+        elif problem == "multi_label_classification":
+            compare = nn.functional.binary_cross_entropy_with_logits
+        else:
+            raise ValueError(
+                "problem_type must be 'regression', 'single_label_classification', 'multi_label_classification' or "
+                f"None, got {problem!r}."
+            )
+        if labels.shape != logits.shape and (self.num_labels != 1 or labels.shape != (rows,)):
             raise ValueError(
                 f"labels of shape {list(labels.shape)} do not fit problem_type={problem!r} with num_labels="
                 f"{self.num_labels}: give one number per row and label, {list(logits.shape)}, or set problem_type."
             )
-        compare: Callable = nn.functional.mse_loss
-        if problem == "multi_label_classification":
-            compare = nn.functional.binary_cross_entropy_with_logits
-        total = compare(logits.float(), labels.view_as(logits).float(), reduction="sum")
+        logits = logits.to(exact(logits.dtype))
+        total = compare(logits, labels.view_as(logits).to(logits.dtype), reduction="sum")
         return mean_loss(total, labels.numel(), num_items_in_batch)
 
 
@@ -1082,7 +1217,7 @@ class LinformerForTokenClassification(LinformerPreTrainedModel):
     ) -> tuple[torch.Tensor] | TokenClassifierOutput:
         r"""
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            The class of every token in `[0, num_labels)`; -100 is ignored.
+            The class of every token in `[0, num_labels)`; -100 is ignored, and so are labels at padding.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
             Labels in the whole optimizer step: what the summed loss is divided by (Trainer passes it).
         """
@@ -1093,6 +1228,8 @@ class LinformerForTokenClassification(LinformerPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.last_hidden_state))  # [B, N, num_labels]
         loss = None
         if labels is not None:
+            check_shape("labels", labels, tuple(logits.shape[:2]))
+            labels = ignore_padding(labels, attention_mask)
             loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -1123,26 +1260,32 @@ class LinformerForQuestionAnswering(LinformerPreTrainedModel):
     ) -> tuple[torch.Tensor] | QuestionAnsweringModelOutput:
         r"""
         start_positions, end_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Index of the answer's first and last token. A position at or beyond the end of the input (an answer that
-            was truncated away) is ignored.
+            Index of the answer's first and last token. A position at padding or beyond the end of the input (an answer
+            that was truncated away) is ignored. The logits of padding are the lowest number.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
             Answers in the whole optimizer step: what the summed loss is divided by.
         """
         outputs = self.linformer(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)  # [B, N] each
+        logits = self.qa_outputs(outputs.last_hidden_state)  # [B, N, 2]
+        if attention_mask is not None:
+            logits = logits.masked_fill(attention_mask[..., None] == 0, torch.finfo(logits.dtype).min)
+        start_logits, end_logits = logits.unbind(-1)  # [B, N] each
         loss = None
         if start_positions is not None and end_positions is not None:
-            length = start_logits.shape[1]
-            losses = []
-            for name, logits, positions in (
+            (rows, length), losses = start_logits.shape, []
+            for name, scores, positions in (
                 ("start_positions", start_logits, start_positions),
                 ("end_positions", end_logits, end_positions),
             ):
+                check_shape(name, positions, (rows,), (rows, 1))
                 check_range(name, positions.clamp(max=length - 1), length, "the input")
-                positions = positions.view(-1).clamp(max=length)
-                losses.append(cross_entropy(logits, positions, num_items_in_batch, ignore_index=length))
+                positions = positions.flatten().to(scores.device).clamp(max=length)
+                if attention_mask is not None:
+                    there = attention_mask.gather(1, positions.clamp(max=length - 1)[:, None])[:, 0]
+                    positions = positions.masked_fill(there == 0, length)
+                losses.append(cross_entropy(scores, positions, num_items_in_batch, ignore_index=length))
             loss = (losses[0] + losses[1]) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
@@ -1177,30 +1320,43 @@ class LinformerForMultipleChoice(LinformerPreTrainedModel):
     ) -> tuple[torch.Tensor] | MultipleChoiceModelOutput:
         r"""
         input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
-            Token ids of every choice; `attention_mask`, `token_type_ids` and `position_ids` have the same shape.
+            Token ids of every choice; `attention_mask`, `token_type_ids` and `position_ids` have the same shape. A
+            choice without a real token is padding: its logit is the lowest number.
         token_type_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
-            0 on the first and 1 on the second sentence of a pair.
+            0 on the first and 1 on the second sentence of a pair; one row of them stands for all.
         position_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
-            Positions; by default they count the real tokens.
+            Positions; by default they count the real tokens. One row of them stands for all.
         inputs_embeds (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length, hidden_size)`, *optional*):
             Embedded input instead of `input_ids`.
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            The right choice, in `[0, num_choices)`.
+            The right choice, in `[0, num_choices)`; -100 and choices that are padding are ignored.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
             Labels in the whole optimizer step: what the summed loss is divided by (Trainer passes it).
         """
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None:
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
-        choices = given.shape[1]
+        if given.dim() != (3 if given.dtype in ID_TYPES else 4):
+            raise ValueError(
+                "The input must be [batch, choices, length], or [batch, choices, length, hidden_size] as embeddings, "
+                f"got {list(given.shape)}."
+            )
+        rows, choices = given.shape[:2]
+        check_shape("labels", labels, (rows,), (rows, 1))
         check_range("labels", labels, choices, f"num_choices={choices}", ignore_index=-100)
         flat = [
-            None if tensor is None else tensor.flatten(0, 1)  # [B choices, N, ...]
+            tensor if tensor is None or tensor.dim() < 2 else tensor.flatten(0, 1)  # [B choices, N, ...]
             for tensor in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         ]
         outputs = self.linformer(*flat, return_dict=True, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)  # [B, choices]
-        loss = cross_entropy(logits, labels.view(-1), num_items_in_batch) if labels is not None else None
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(rows, choices)
+        labels = None if labels is None else labels.flatten().to(logits.device)
+        if attention_mask is not None:
+            empty = ~(attention_mask != 0).any(-1)  # [B, choices]
+            logits = logits.masked_fill(empty, torch.finfo(logits.dtype).min)
+            if labels is not None:
+                labels = labels.masked_fill(empty.gather(1, labels.clamp(min=0).long()[:, None])[:, 0], -100)
+        loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from transformers import initialization as init
 from transformers.utils.import_utils import is_tracing
 
@@ -60,9 +61,21 @@ def in_general_form() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
+def holds(condition: Any) -> bool:
+    """Whether it holds; in a graph for many lengths, whether it does for all, so that it is no reason for another."""
+    if in_general_form():
+        return False
+    return statically_known_true(condition) if torch.compiler.is_compiling() else bool(condition)
+
+
 def at_least(size: Any, least: int) -> Any:
     """max(size, least) for a size in a graph: a symbol of torch.export, a tensor of torch.jit.trace."""
     return size.clamp(min=least) if isinstance(size, torch.Tensor) else torch.sym_max(size, least)
+
+
+def exact(dtype: torch.dtype) -> torch.dtype:
+    """What sums, counts and logarithms are computed in: float32, or float64 where the model is float64."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class RealTokens(NamedTuple):
@@ -124,7 +137,7 @@ class RealTokens(NamedTuple):
 
     def mean(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, C]: the mean over the real tokens (zeros for a row that has none)."""
-        total = self.select(hidden_states).sum(1, dtype=torch.float32)
+        total = self.select(hidden_states).sum(1, dtype=exact(hidden_states.dtype))
         return (total / self.length.clamp(min=1)[:, None]).to(hidden_states.dtype)
 
 
@@ -225,7 +238,7 @@ class LinformerProjection(nn.Module):
             return None
         if self.projection_type == "gated_pool":
             return self.weight.detach().clone()
-        weight = self.weight.detach().float()
+        weight = self.weight.detach().to(exact(self.weight.dtype))
         if self.projection_type == "conv":  # [S, w, C] -> [S, C, w]
             taps, new_taps = weight.shape[1], n // self.slots
             stretched = nn.functional.interpolate(weight.transpose(1, 2), size=new_taps, mode="linear")
@@ -262,9 +275,9 @@ class LinformerProjection(nn.Module):
         elif self.projection_type == "conv":
             slot = tokens.place // self.weight.shape[1]
             slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
-        elif not in_general_form() and hidden_states.shape[1] <= self.keys:
-            # One token per slot: full attention over the real tokens. An exported graph keeps the general form, which
-            # holds for every length.
+        elif holds(hidden_states.shape[1] <= self.keys):
+            # One token per slot: full attention over the real tokens. A graph for many lengths, and an exported one,
+            # keeps the general form, which holds for every length.
             short = tokens.to_front(hidden_states)  # [B, N, C]
             keys, values = self.split_heads(key(short)), self.split_heads(value(short))
             if self.weight is not None and self.weight.requires_grad:
@@ -297,10 +310,10 @@ class LinformerProjection(nn.Module):
             return compressed.view(batch, self.weight.shape[0], self.slots, channels)
         if self.projection_type == "max_pool":
             return self.max_pool(hidden_states, tokens, slot)[:, None]
-        even = tokens.mask is None and not self.boundary and not in_general_form()
-        if self.projection_type == "mean_pool" and even and length % self.slots == 0:
+        even = tokens.mask is None and not self.boundary and self.projection_type == "mean_pool"
+        if even and holds(length % self.slots == 0):
             return hidden_states.unflatten(1, (self.slots, -1)).mean(2)[:, None]  # the same, without the matmul
-        windows = self.windows(slot, tokens)[:, None]  # [B or 1, 1, K, N]
+        windows = self.windows(slot, tokens, hidden_states.dtype)[:, None]  # [B or 1, 1, K, N]
         selected = tokens.select(hidden_states)[:, None]  # [B, 1, N, C]
         if self.projection_type == "conv":
             taps = self.weight[:, tokens.place % self.weight.shape[1]]  # [S, B or 1, N, C]
@@ -338,10 +351,8 @@ class LinformerProjection(nn.Module):
         empty = (edges[:, 1:] <= edges[:, :-1]) & (tokens.length > 0)[:, None]  # [B or 1, K]
         entropy = torch.where((tokens.length > 0)[:, None, None], entropy, 0.0)
         bias = entropy.to(front.dtype).masked_fill(empty[..., None], torch.finfo(front.dtype).min)
-        p = p.to(front.dtype)[..., None]
-        pooled = [
-            (self.gather(states, index).unflatten(-1, (self.num_heads, -1)) * p).sum(2) for states in (keys, values)
-        ]
+        p, heads = p.to(front.dtype)[..., None], (self.num_heads, self.head_dim)
+        pooled = [(self.gather(states, index).unflatten(-1, heads) * p).sum(2) for states in (keys, values)]
         return pooled[0].transpose(1, 2), pooled[1].transpose(1, 2), bias.transpose(1, 2)[:, :, None]
 
     @staticmethod
@@ -371,7 +382,8 @@ class LinformerProjection(nn.Module):
         else:
             taps = weight[tokens.place % weight.shape[0]]  # [B or 1, N, C]
             weighed = tokens.select(projected) * taps
-            compressed = self.split_heads(torch.matmul(self.windows(slot, tokens).to(weighed.dtype), weighed))
+            windows = self.windows(slot, tokens, weighed.dtype).to(weighed.dtype)
+            compressed = self.split_heads(torch.matmul(windows, weighed))
         return compressed + bias.view(self.num_heads, 1, self.head_dim)
 
     @staticmethod
@@ -385,12 +397,12 @@ class LinformerProjection(nn.Module):
         """[B, n, C] -> [B, H, n, D]."""
         return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
 
-    def windows(self, slot: torch.Tensor, tokens: RealTokens) -> torch.Tensor:
-        """[B or 1, K, N] float32, 1 where a real token falls in a slot."""
+    def windows(self, slot: torch.Tensor, tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor:
+        """[B or 1, K, N] in float32, or float64 as `dtype`: 1 where a real token falls in a slot."""
         inside = slot[:, None] == torch.arange(self.slots, device=slot.device)[:, None]
         if tokens.mask is not None:
             inside = inside & tokens.mask[:, None]
-        return inside.float()
+        return inside.to(exact(dtype))
 
     def max_pool(self, hidden_states: torch.Tensor, tokens: RealTokens, slot: torch.Tensor) -> torch.Tensor:
         """[B, N, C] -> [B, K, C], 0 in empty slots. Padding goes to a slot K that is dropped."""
@@ -407,12 +419,12 @@ class LinformerProjection(nn.Module):
         A row without a real token has only empty slots, all of them zero vectors; it gets no bias, so its softmax is
         uniform and its output finite.
         """
-        if tokens.mask is None and not self.log_count and not in_general_form():
+        if tokens.mask is None and not self.log_count:
             length = slot.shape[-1]  # rows of `length` real tokens: does the last of them fall in the last slot?
             last = (length - 1) // self.weight.shape[1] if self.projection_type == "conv" else length - 1
-            if last >= self.slots - 1:
+            if holds(last >= self.slots - 1):
                 return None
-        count = self.windows(slot, tokens).sum(-1)  # [B or 1, K]
+        count = self.windows(slot, tokens, dtype).sum(-1)  # [B or 1, K]
         bias = count.clamp(min=1).log() if self.log_count else torch.zeros_like(count)
         empty = (count == 0) & (tokens.length > 0)[:, None]
         return bias.to(dtype).masked_fill(empty, torch.finfo(dtype).min)[:, None, None]

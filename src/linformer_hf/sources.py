@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 POSITIONS = "embeddings.position_embeddings.weight"
 WORDS = "embeddings.word_embeddings.weight"
 FIRST_FEED_FORWARD = "encoder.layer.0.intermediate.dense.bias"
-LM_BIASES = ("cls.predictions.bias", "cls.predictions.decoder.bias")
 # What a source's configuration says about its head, kept as it is.
 HEAD_FIELDS = ("id2label", "label2id", "problem_type", "tie_word_embeddings", "pad_token_id")
 FAIRSEQ_PAD = 1  # fairseq's dictionary: <s> 0, <pad> 1, </s> 2
@@ -145,9 +144,6 @@ def shortened(
     weights = dict(source.weights)
     prefix = "" if source.head == "Model" else "linformer."
     weights[prefix + POSITIONS] = extend_positions(weights[prefix + POSITIONS], length, positions)
-    for name, other in (LM_BIASES, LM_BIASES[::-1]):  # one bias with two names, of which a source may have one
-        if name in weights:
-            weights.setdefault(other, weights[name])
     own = model.state_dict()
     started = {name for name in own if ".projection." in name or ".correction." in name}
     tied = set(getattr(model, "_tied_weights_keys", None) or {}) if config.tie_word_embeddings else set()
