@@ -95,9 +95,10 @@ def test_pairs_and_other_column_names(write):
     assert set(task.baselines) == {"majority", "shared_words", "word_overlap"}
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("labels", [(0.25, -1.5, 3.0), (1, 2, 3), ("0.5", "1", "-2e-1")])
-def test_regression(write, labels):
-    file = write("rows.jsonl", rows_of(30, labels))
+def test_regression(write, labels, suffix):
+    file = write(f"rows.{suffix}", rows_of(30, labels))
     task = load_task(TaskData("files", train_file=file, regression=True))
     assert task.label_names is None
     assert task.metrics == ("mse", "pearson")

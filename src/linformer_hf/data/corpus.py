@@ -623,7 +623,9 @@ def _load_tables(source: Source, files: list[Path], streaming: bool) -> Any:
     try:
         return Dataset.from_generator(_texts, fingerprint=fingerprint, **options)
     except datasets.exceptions.DatasetGenerationError as error:
-        raise error.__cause__ or error from None
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        raise ValueError(str(error.__cause__)) from error
 
 
 def _texts(files: tuple[str, ...], column: str) -> Iterator[dict[str, str | None]]:

@@ -269,7 +269,7 @@ def _named(rows: Dataset, title: str, facts: Facts) -> Dataset:
     theirs = [name.casefold() for name in getattr(rows.features["label"], "names", None) or ()]
     known = theirs if set(theirs) == set(facts.labels) else facts.labels  # a copy may have another order
     number = {i: facts.labels.index(name) for i, name in enumerate(known)}
-    labels = [number.get(label) for label in rows["label"]]
+    labels: list[Any] = [number.get(label) for label in rows["label"]]
     if None in labels:
         place = labels.index(None)
         raise ValueError(
