@@ -217,6 +217,20 @@ def test_a_teacher_of_the_same_size_is_told_apart(encoder_recipe, tiny_source, t
     assert not (tmp_path / "run").exists()
 
 
+def test_a_student_whose_classes_have_another_order_is_refused(tiny_source, tmp_path):
+    labels = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    teacher = str(tiny_source("BertForSequenceClassification", **labels))
+    student = convert(teacher, tmp_path / "student", projected_length=12)
+    section, source = DistillModel(student=str(student), teacher=teacher), read_source(teacher)
+    assert load_student(section, source)[0].config.id2label == labels["id2label"]
+    (student / "checksums.json").unlink()
+    config = json.loads((student / "config.json").read_text(encoding="utf-8"))
+    config |= {"id2label": {"0": "yes", "1": "no"}, "label2id": {"yes": 0, "no": 1}}
+    (student / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"has the classes yes, no, the teacher .* no, yes"):
+        load_student(section, source)
+
+
 def test_positions_that_were_extended_otherwise(encoders, encoder_recipe, tmp_path):
     for positions in ("repeat", "interpolate"):
         convert(str(encoders[0]), tmp_path / positions, projected_length=12, max_length=64, positions=positions)

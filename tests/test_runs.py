@@ -347,6 +347,25 @@ def test_results_of_finetuning(finetuned):
     assert set(results["baselines"]) == {"majority"}
 
 
+def test_a_checkpoint_with_the_same_classes_in_another_order_keeps_its_numbers(finetuned, finetuning, tmp_path):
+    """Accuracy, and F1 of the same class, although its number is another one now."""
+    checkpoint = shutil.copytree(finetuned, tmp_path / "checkpoint")
+    (checkpoint / "checksums.json").unlink()
+    weights = weights_of(checkpoint)
+    weights |= {name: value.flip(0).contiguous() for name, value in weights.items() if name.startswith("classifier.")}
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    config |= {"id2label": {"0": "Water", "1": "rock"}, "label2id": {"Water": 0, "rock": 1}}
+    (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    still = ["training.learning_rate=1.0e-12", "training.max_steps=1", f"training.output_dir={tmp_path / 'run'}"]
+    again = finetune(finetuning, [f"model.checkpoint={checkpoint}", *still])
+    expected = results_of(finetuned)["metrics"]
+    assert expected["test_f1"] != expected["test_accuracy"]
+    assert results_of(again)["metrics"] == pytest.approx(expected)
+    saved = json.loads((again / "config.json").read_text(encoding="utf-8"))
+    assert saved["id2label"] == config["id2label"]
+
+
 def test_the_test_numbers_are_those_of_the_saved_model(finetuned, place):
     model = AutoModelForSequenceClassification.from_pretrained(finetuned).eval()
     tokenizer, hits = AutoTokenizer.from_pretrained(finetuned), 0

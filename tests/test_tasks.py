@@ -1,11 +1,15 @@
 """Fine-tuning tasks: local files, Hub tasks without the Hub, the stand-ins, metrics that need no network."""
 
+import csv
+import gzip
 import hashlib
 import io
 import json
 import math
 import socket
 import tarfile
+from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -17,7 +21,7 @@ from linformer_hf.data import corpus as corpus_module
 from linformer_hf.data import demo_texts
 from linformer_hf.data import tasks as tasks_module
 from linformer_hf.data.metrics import build_compute_metrics
-from linformer_hf.data.tasks import HUB_TASKS, TaskData, best_threshold, load_task, tokenize_task
+from linformer_hf.data.tasks import HUB_TASKS, LoadedTask, TaskData, best_threshold, load_task, tokenize_task
 
 
 SPLITS = ("train", "validation", "test")
@@ -91,9 +95,10 @@ def test_pairs_and_other_column_names(write):
     assert set(task.baselines) == {"majority", "shared_words", "word_overlap"}
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("labels", [(0.25, -1.5, 3.0), (1, 2, 3), ("0.5", "1", "-2e-1")])
-def test_regression(write, labels):
-    file = write("rows.jsonl", rows_of(30, labels))
+def test_regression(write, labels, suffix):
+    file = write(f"rows.{suffix}", rows_of(30, labels))
     task = load_task(TaskData("files", train_file=file, regression=True))
     assert task.label_names is None
     assert task.metrics == ("mse", "pearson")
@@ -162,11 +167,17 @@ def test_a_single_class_is_refused(write):
 def test_decimal_labels_without_regression_are_refused(write):
     message = refused(ValueError, load_task, TaskData("files", train_file=write("rows.csv", rows_of(20, (0.5, 1.5)))))
     assert message == "label_column='label' holds decimal numbers; set data.regression=true, or give classes."
+    for suffix in ("jsonl", "parquet"):
+        file = write(f"rows.{suffix}", rows_of(20, (1.0, 2.0)))
+        message = refused(ValueError, load_task, TaskData("files", train_file=file))
+        assert message.startswith(f"{file}, row 1, column 'label': 1.0 is a decimal number; set data.regression=true")
 
 
 def test_text_labels_with_regression_are_refused(write):
-    data = TaskData("files", train_file=write("rows.csv", rows_of(20)), regression=True)
-    assert refused(ValueError, load_task, data) == "regression: true, but label_column='label' holds no numbers."
+    for labels, found in (((1, "good"), "'good'"), ((1, "nan"), "'nan'"), (("1", "1,5"), "'1,5'")):
+        file = write("rows.jsonl" if found == "'nan'" else "rows.csv", rows_of(20, list(map(str, labels))))
+        message = refused(ValueError, load_task, TaskData("files", train_file=file, regression=True))
+        assert message == f"{file}, row 2, column 'label': regression: true, but {found} is no number."
 
 
 @pytest.mark.parametrize(
@@ -196,12 +207,180 @@ def test_text_that_is_not_utf8_is_named(tmp_path, suffix):
         ("rows.parquet", b"PAR1 and no more", "parquet"),
         ("rows.csv", b"text,label\na,b\nc,d,e,f\n", "csv"),
         ("rows.csv", b"", "csv"),
+        ("rows.csv", b'text,label\n"a,b\nc,d\n', "csv"),
+        ("rows.csv", b'text,label\n"a" b,c\n', "csv"),
+        ("rows.json", b'{\n"text": "a"\n}', "json"),
+        ("rows.json", b'[{"text": "a"', "json"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, name, content, kind):
     (tmp_path / name).write_bytes(content)
     message = refused(ValueError, load_task, TaskData("files", train_file=str(tmp_path / name)))
-    assert message.startswith(f"{str(tmp_path / name)!r} cannot be read as {kind}: ")
+    assert message.startswith(f"{tmp_path / name} cannot be read as {kind}: ")
+
+
+AS_TEXT = ["01", "02", "1", "NA", "None", "null", "NaN", "True", "1.0", "2020-01-01", "", " x", "1e3"]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "ROWS.TSV", "rows.csv.gz", "rows.jsonl", "rows.json.gz", "rows.parquet"])
+def test_every_class_and_text_is_the_text_that_the_file_holds(tmp_path, name):
+    """An empty cell alone is missing; no text is taken for a number, a date, a truth value or nothing."""
+    words = [word for word in AS_TEXT if word]
+    rows = [{"text": word, "pair": other, "label": word} for word in words for other in words]
+    path = written(tmp_path / name, rows)
+    task = load_task(TaskData("files", train_file=path, test_file=path, pair_column="pair"))
+    assert sorted(task.label_names) == sorted(words)
+    assert [(row["text"], row["pair"], task.label_names[row["label"]]) for row in task.test] == [
+        (row["text"], row["pair"], row["label"]) for row in rows
+    ]
+    written(tmp_path / name, [*rows, {"text": "x", "pair": "", "label": "1"}, *rows])
+    message = refused(ValueError, load_task, TaskData("files", train_file=path, pair_column="pair"))
+    assert message == f"{path!r}, row {len(rows) + 1}: no pair. Complete or remove the row."
+
+
+def written(path: Path, rows: list[dict]) -> str:
+    """The rows in a file of any type that its name says; its path."""
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+        return str(path)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8", newline="") as stream:
+        if suffix in (".csv", ".tsv"):
+            writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            stream.write(json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def test_training_and_test_files_of_other_types_agree(tmp_path):
+    """Each file alone looks like another type: whole numbers, decimals with a missing one, numbers as text."""
+    train = [{"text": "a", "label": label} for label in ("1", "2", "10") * 3]
+    files = {
+        "train_file": written(tmp_path / "a.csv", train),
+        "test_file": written(tmp_path / "b.jsonl", [{"text": "a", "label": 2}, {"text": "a", "label": "10"}]),
+        "validation_file": written(tmp_path / "c.parquet", [{"text": "a", "label": 10}]),
+    }
+    task = load_task(TaskData("files", **files))
+    assert task.label_names == ["1", "2", "10"]
+    assert [list(getattr(task, split)["label"]) for split in ("test", "validation")] == [[1, 2], [2]]
+
+
+SPREADSHEETS = {
+    "byte order mark, semicolons, CRLF": b"\xef\xbb\xbftext;label\r\n1, 2;a\r\n3;b\r\n",
+    "quoted line breaks and quotes": b'"text","label"\n"1, 2","a"\n3,"b"\n',
+    "empty rows and columns at the end": b'text,label,,\n\n"1, 2",a,,\n3,b\n,,,\n,\n\n',
+    "tabs": b"label\ttext\na\t1, 2\nb\t3",
+    "old line ends": b'text,label\r"1, 2",a\r3,b\r',
+}
+
+
+@pytest.mark.parametrize("content", SPREADSHEETS.values(), ids=SPREADSHEETS)
+def test_what_spreadsheets_write_is_read(tmp_path, content):
+    file = tmp_path / "rows.csv"
+    file.write_bytes(content)
+    task = load_task(TaskData("files", train_file=str(file), test_file=str(file), validation_file=str(file)))
+    assert [(row["text"], row["label"]) for row in task.train] == [("1, 2", 0), ("3", 1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('text\tlabel\n"Good," he said.\ta\n5" nails\tb\n', ['"Good," he said.', '5" nails']),
+        ('text\tlabel\n"one\ntwo ""quoted"""\ta\nthree\tb\n', ['one\ntwo "quoted"', "three"]),
+    ],
+)
+def test_quotes_of_a_tsv_are_marks_or_text(tmp_path, content, texts):
+    file = tmp_path / "rows.tsv"
+    file.write_text(content, encoding="utf-8")
+    given = dict.fromkeys(("train_file", "test_file", "validation_file"), str(file))
+    assert list(load_task(TaskData("files", **given)).train["text"]) == texts
+
+
+def test_a_cell_may_be_a_book(tmp_path):
+    book = "word, " * 100_000
+    file = written(tmp_path / "rows.csv", [{"text": book, "label": label} for label in "abab"])
+    assert load_task(TaskData("files", train_file=file)).test[0]["text"] == book
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"text": 7, "label": "a"}], "row 1, column 'text': 7 (int) is no text. Write it as text"),
+        ([{"text": "a", "label": "b"}, {"text": ["x"], "label": "a"}], "row 2, column 'text': ['x'] (list) is no text"),
+        ([{"text": "a", "label": ["b", "c"]}], "row 1, column 'label': ['b', 'c'] (list) is no text"),
+        ([{"text": "a", "label": {"b": 1}}], "row 1, column 'label': {'b': 1} (dict) is no text"),
+        ([{"text": "a", "label": "b", "pair": 1.5}], "row 1, column 'pair': 1.5 (float) is no text"),
+        ([{"text": "half \ud83d", "label": "b"}], "row 1, column 'text': surrogates not allowed"),
+        ([{"text": "a", "label": "b"}, ["a"]], 'line 2: ["a"] is no row.'),
+    ],
+)
+def test_values_of_other_types_are_named_with_column_and_row(tmp_path, rows, words):
+    file = written(tmp_path / "rows.jsonl", rows)
+    pair = {"pair_column": "pair"} if "pair" in rows[0] else {}
+    message = refused(ValueError, load_task, TaskData("files", train_file=file, **pair))
+    assert message.startswith(f"{file}, {words}")
+
+
+def test_lists_and_times_in_parquet_are_named(write):
+    moment = datetime(2020, 1, 1)
+    for value, kind in (([1, 2], "list"), (moment, "datetime"), (b"x", "bytes")):
+        file = write("rows.parquet", rows_of(4, (value,)))
+        message = refused(ValueError, load_task, TaskData("files", train_file=file))
+        assert message.startswith(f"{file}, row 1, column 'label': ")
+        assert f"({kind}) is no text" in message
+
+
+def test_names_of_classes_in_parquet_are_kept_with_their_order(tmp_path):
+    names = ["very bad", "good", "bad"]
+    rows = Dataset.from_list(rows_of(60, (0, 1, 2))).cast_column("label", datasets.ClassLabel(names=names))
+    rows.to_parquet(tmp_path / "rows[1].parquet")  # nor are brackets in a name a pattern
+    test = written(tmp_path / "test.csv", rows_of(6, names))
+    task = load_task(TaskData("files", train_file=str(tmp_path / "rows[1].parquet"), test_file=test))
+    assert task.label_names == names
+    assert list(task.test["label"]) == [0, 1, 2, 0, 1, 2]
+    assert all(row["label"] == int(row["text"].split()[-1]) % 3 for row in task.train)
+
+
+def test_a_row_without_a_class_in_parquet_is_named(tmp_path):
+    rows = Dataset.from_list(rows_of(6, (0, -1))).cast_column("label", datasets.ClassLabel(names=["a", "b"]))
+    rows.to_parquet(tmp_path / "rows.parquet")
+    message = refused(ValueError, load_task, TaskData("files", train_file=str(tmp_path / "rows.parquet")))
+    assert message.endswith("row 2: no label. Complete or remove the row.")
+
+
+def test_a_column_named_twice_is_refused(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label,label\na,b,c\n", encoding="utf-8")
+    message = refused(ValueError, load_task, TaskData("files", train_file=str(file)))
+    assert message == f"{file} has 2 columns 'label': rename all but the label."
+
+
+def test_a_gz_file_that_is_none_is_named(tmp_path):
+    for content in (b"text,label\na,b\n", gzip.compress(b"text,label\na,b\n")[:-9]):
+        (tmp_path / "rows.csv.gz").write_bytes(content)
+        message = refused(ValueError, load_task, TaskData("files", train_file=str(tmp_path / "rows.csv.gz")))
+        assert message.startswith(f"{tmp_path / 'rows.csv.gz'} cannot be unpacked: ")
+
+
+@pytest.mark.parametrize("sizes", [[13] * 77, [500, 30, 3, 1], [2] * 40])
+def test_slices_that_are_cut_off_hold_no_class_that_training_has_not(tmp_path, sizes):
+    labels = [f"class {i}" for i, size in enumerate(sizes) for _ in range(size)]
+    file = written(tmp_path / "rows.csv", [{"text": f"{i}", "label": label} for i, label in enumerate(labels)])
+    for seed in range(5):
+        task = load_task(TaskData("files", train_file=file, seed=seed, test_fraction=0.2))
+        assert set(task.train["label"]) == set(range(len(sizes)))
+        assert not set.intersection(*texts_of(task).values())
+        assert sum(task.counts.values()) == sum(sizes)
+        for number, size in enumerate(sizes):
+            assert abs(list(task.test["label"]).count(number) - 0.2 * size) <= 1
+
+
+def test_classes_of_one_row_each_cannot_be_cut(write):
+    message = refused(ValueError, load_task, TaskData("files", train_file=write("rows.csv", rows_of(9, "abcdefghi"))))
+    assert "9 training rows are too few to cut a slice" in message
+    assert "each of the 9 classes has one row" in message
 
 
 def test_missing_and_unknown_files_are_named(tmp_path):
@@ -209,7 +388,7 @@ def test_missing_and_unknown_files_are_named(tmp_path):
     assert refused(FileNotFoundError, load_task, TaskData("files", train_file=missing)) == f"no file at {missing!r}."
     (tmp_path / "rows.xlsx").write_text("", encoding="utf-8")
     message = refused(ValueError, load_task, TaskData("files", train_file=str(tmp_path / "rows.xlsx")))
-    assert message.endswith("rows.xlsx': give one of .jsonl, .json, .parquet, .csv.")
+    assert message.endswith("rows.xlsx': give one of .jsonl, .json, .csv, .tsv, .parquet (or .gz of text).")
 
 
 def test_too_few_rows_are_refused(write):
@@ -325,6 +504,47 @@ def test_a_hub_copy_without_the_columns_is_refused(monkeypatch):
     monkeypatch.setattr(tasks_module, "load_hub", lambda *_: hub_rows(("text", "label"), "train", 20))
     message = refused(ValueError, load_task, TaskData("sst2"))
     assert message.startswith("sst2 has no column 'sentence'; its columns are text, label.")
+
+
+def test_a_hub_copy_with_its_classes_in_another_order_is_numbered_anew(monkeypatch):
+    rows = hub_rows(REAL_COLUMNS["qnli"], "train", 20)
+    names = ["Not_Entailment", "entailment"]
+    rows = rows.cast_column("label", datasets.ClassLabel(names=names))
+    monkeypatch.setattr(tasks_module, "load_hub", lambda *_: rows)
+    task = load_task(TaskData("qnli", repository="acme/glue"))
+    for row in task.test:
+        assert task.label_names[row["label"]] == names[int(row["text"].split()[-1]) % 2].lower()
+
+
+@pytest.mark.parametrize(("label", "shown"), [(-1, "-1"), (2, "2"), (None, "None"), ("positive", "'positive'")])
+def test_a_label_of_a_hub_copy_that_is_no_class_is_named(monkeypatch, label, shown):
+    rows = Dataset.from_dict({"sentence": ["a", "b"], "label": [label if isinstance(label, str) else 0, label]})
+    monkeypatch.setattr(tasks_module, "load_hub", lambda *_: rows)
+    message = refused(ValueError, load_task, TaskData("sst2"))
+    assert message.endswith(f"the label {shown} is none of 0 to 1 (negative, positive).")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "order"),
+    [
+        (["ham", "spam"], ["spam", "ham"], [1, 0]),
+        (["b", "c", "a"], ["A", "B", "C"], [1, 2, 0]),
+        (["us", "US"], ["US", "us"], [1, 0]),
+        (["us", "US"], ["US", "Us"], None),
+        (["a", "b"], ["a", "b", "c"], None),
+        (["a", "b"], ["LABEL_0", "LABEL_1"], None),
+    ],
+)
+def test_a_task_takes_the_order_of_the_same_classes(ours, theirs, order):
+    numbers = list(range(len(ours))) * 2
+    rows = {split: Dataset.from_dict({"text": [ours[i] for i in numbers], "label": numbers}) for split in SPLITS}
+    task = LoadedTask("t", **rows, label_names=list(ours), metrics=())
+    assert task.take_order(theirs) == (order is not None)
+    assert task.label_names == (ours if order is None else theirs)
+    assert task.positive == (1 if order is None else order[1])
+    for split in SPLITS:
+        assert list(getattr(task, split)["label"]) == [i if order is None else order[i] for i in numbers]
+        assert list(getattr(task, split)["text"]) == [ours[i] for i in numbers]
 
 
 @pytest.mark.parametrize("name", HUB_TASKS)
@@ -548,6 +768,8 @@ def test_accuracy_and_f1_of_two_classes_by_hand(no_network):
     result = compute(prediction(one_hot([1, 1, 1, 1, 0, 0, 0, 0], 2), [1, 1, 1, 0, 1, 1, 0, 0]))
     assert result == {"accuracy": 5 / 8, "f1": pytest.approx(2 * 3 / (2 * 3 + 1 + 2))}
     assert compute(prediction(one_hot([0, 0], 2), [1, 1])) == {"accuracy": 0.0, "f1": 0.0}
+    other = build_compute_metrics(["accuracy", "f1"], positive=0)
+    assert other(prediction(one_hot([0, 0, 0, 0, 1, 1, 1, 1], 2), [0, 0, 0, 1, 0, 0, 1, 1])) == result
 
 
 def test_f1_of_three_classes_is_the_mean_over_them(no_network):

@@ -231,6 +231,11 @@ def load_student(section: DistillModel, source: Source) -> tuple[LinformerPreTra
                 f"the student {section.student!r} has {name}={getattr(config, name)}, the teacher {section.teacher!r} "
                 f"{theirs[name]}: it was not converted from this teacher."
             )
+    if source.head.endswith("Classification") and config.id2label != theirs.get("id2label", config.id2label):
+        raise ValueError(
+            f"the student {section.student!r} has the classes {', '.join(config.id2label.values())}, the teacher "
+            f"{section.teacher!r} {', '.join(theirs['id2label'].values())}: answers are compared by their numbers."
+        )
     if info["missing_keys"]:  # transformers fills them with random numbers
         missing = ", ".join(sorted(info["missing_keys"])[:4])
         raise ValueError(f"the student {section.student!r} lacks weights that the teacher has: {missing}.")

@@ -4,12 +4,14 @@ A recipe has the sections `model` (FinetuneModel), `data` (TaskData) and `traini
 validation slice guides the training; the test rows are read once, at the end, and are what results.json reports.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -30,6 +32,9 @@ from .places import own_name
 from .recipe import Recipe, load_recipe
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass
 class FinetuneModel:
     """Section `model` of a fine-tuning recipe.
@@ -37,6 +42,8 @@ class FinetuneModel:
     Args:
         checkpoint: folder or Hub name of a pretrained encoder (a Linformer, or any other with such a head).
         random_weights: take only the checkpoint's configuration and tokenizer, to see what pretraining gains.
+        new_classifier: begin with a new classifier. Without it the checkpoint's own is kept where the task has the same
+            classes, in the checkpoint's order, and replaced where it has as many others.
         revision: commit, branch or tag of a Hub repository.
         attn_implementation: as in `from_pretrained`.
         hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout, classifier_pooling: override the
@@ -46,6 +53,7 @@ class FinetuneModel:
 
     checkpoint: str
     random_weights: bool = False
+    new_classifier: bool = False
     revision: str | None = None
     hidden_dropout_prob: float | None = None
     attention_probs_dropout_prob: float | None = None
@@ -72,25 +80,72 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The checkpoint (or its architecture with random weights) with a head for the task, and its tokenizer."""
+    """The checkpoint (or its architecture with random weights) with a head for the task, and its tokenizer.
+
+    Where both have the same classes, the task takes the checkpoint's order of them (`LoadedTask.take_order`).
+    """
     source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(model.checkpoint, **source)
+    id2label = AutoConfig.from_pretrained(model.checkpoint, **source).id2label
+    names = [str(id2label[i]) for i in sorted(id2label)]
     if task.label_names is None:
+        same = len(names) == 1
         head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     else:
+        same = task.take_order(names)
         head = {
             "id2label": dict(enumerate(task.label_names)),
             "label2id": {name: i for i, name in enumerate(task.label_names)},
+            "problem_type": "single_label_classification",
         }
     config = AutoConfig.from_pretrained(model.checkpoint, **source, **head, **model.overrides())
     attention = model.attn_implementation
     if model.random_weights:
         trusted = {"trust_remote_code": model.trust_remote_code, "attn_implementation": attention}
         return AutoModelForSequenceClassification.from_config(config, **trusted), tokenizer
-    loaded = AutoModelForSequenceClassification.from_pretrained(
-        model.checkpoint, config=config, attn_implementation=attention, use_safetensors=True, **source
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(
+        model.checkpoint,
+        config=config,
+        attn_implementation=attention,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # judged below
+        output_loading_info=True,
+        **source,
     )
+    settle_classifier(loaded, info, names, task.label_names or ["a number"], same and not model.new_classifier, model)
     return loaded, tokenizer
+
+
+def settle_classifier(
+    loaded: PreTrainedModel, info: dict[str, Any], theirs: list[str], ours: list[str], keep: bool, model: FinetuneModel
+) -> None:
+    """Keep the checkpoint's classifier, or replace it and say so.
+
+    Raises:
+        ValueError: it is for another number of classes, and a new one is not asked for; or other weights do not fit.
+    """
+    body = f"{loaded.base_model_prefix}."
+    heads = [item for item in loaded.named_modules() if isinstance(item[1], nn.Linear) and not item[0].startswith(body)]
+    title, classifier = heads[-1]  # a dense layer before it is no classifier
+    keys = {f"{title}.{name}" for name, _ in classifier.named_parameters()}
+    shapes = {key: shape for key, shape, _ in info["mismatched_keys"]}
+    others = sorted(shapes.keys() - keys)
+    if others:
+        raise ValueError(f"weights have another shape than its configuration says: {', '.join(others[:4])}")
+    known = f"{', '.join(theirs[:4])}{', ...' if len(theirs) > 4 else ''}"
+    wanted = f"{', '.join(ours[:4])}{', ...' if len(ours) > 4 else ''}"
+    if shapes and not model.new_classifier:
+        count = next(iter(shapes.values()))[0]
+        raise ValueError(
+            f"its classifier is for {count} classes ({known}), the task has {len(ours)} ({wanted}). Set "
+            "model.new_classifier=true to begin with a new one over the same encoder."
+        )
+    if keep or info["missing_keys"] & keys:
+        return
+    for parameter in classifier.parameters():
+        parameter._is_hf_initialized = False
+    loaded._init_weights(classifier)
+    logger.warning("A new classifier replaces the checkpoint's: its classes are %s, the task's %s.", known, wanted)
 
 
 def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
@@ -138,7 +193,7 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         eval_dataset=splits["validation"],
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=build_compute_metrics(task.metrics),
+        compute_metrics=build_compute_metrics(task.metrics, task.positive),
     )
     results.begin_run(folder, recipe.raw)
     trained = results.train(trainer, folder, recipe.raw, resume)

@@ -6,7 +6,6 @@ checksums: a damaged one is made again. Validation is held out by whole document
 name: never by line, and the same in every run.
 """
 
-import codecs
 import contextlib
 import fcntl
 import glob
@@ -14,7 +13,6 @@ import hashlib
 import itertools
 import json
 import logging
-import mmap
 import os
 import platform
 import re
@@ -40,7 +38,7 @@ from transformers import (
 )
 
 from .. import checksums, full_disk
-from . import demo_texts
+from . import demo_texts, tables
 from .packing import Packed, pack, split_tokens
 
 
@@ -48,12 +46,11 @@ logger = logging.getLogger(__name__)
 
 # Else `load_dataset` tells a server about every load, of local files too.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-FORMAT = 3  # raise it when the content of prepared folders changes: old ones are then not found any more
+FORMAT = 4  # raise it when the content of prepared folders changes: old ones are then not found any more
 # Prose ends a sentence with one of .!? and closing quotes before white space; a blank line ends one anywhere.
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+|\n\s*\n")
 _TOKEN_FEATURES = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})  # lengths of sentences
 _ROW_FEATURES = Features({"input_ids": List(Value("int32"))})
-FILE_TYPES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 @dataclass
@@ -61,12 +58,12 @@ class Source:
     """Where documents come from.
 
     Args:
-        kind: `hub` (a data set repository), `files` (local .txt, .jsonl, .json or .parquet), `demo` (text of installed
-            packages).
+        kind: `hub` (a data set repository), `files` (local .txt, .jsonl, .json, .csv or .tsv, also as .gz, or
+            .parquet), `demo` (text of installed packages).
         name, config, split, revision: the repository, its configuration, split and commit (hub). For `demo`, `name` is
             one of demo_texts.COLLECTIONS; left out, it means the demo's own three.
         path: a file, a folder or a glob (files).
-        text_column: the column that holds the text (hub, .jsonl, .json, .parquet).
+        text_column: the column that holds the text (hub, and files other than .txt).
         sample_by: what one document of a .txt file is.
         rows_per_document: so many rows in a row make one document (BookCorpus has a sentence in each row).
         weight: chance of drawing the next document here, relative to the other sources. If every source has one, they
@@ -573,7 +570,9 @@ def _documents_of(rows: Any, source: Source, **options: Any) -> Any:
 def _as_documents(
     batch: dict[str, list[Any]], indices: list[int], column: str, size: int, title: str
 ) -> dict[str, list[Any]]:
-    texts = [text or "" for text in batch[column]]
+    texts = [
+        tables.as_text(text, title, index + 1, column) or "" for index, text in zip(indices, batch[column], strict=True)
+    ]
     joined = ["\n".join(texts[i : i + size]) for i in range(0, len(texts), size)]
     kept = [(indices[i * size], text) for i, text in enumerate(joined) if text.strip()]
     return {
@@ -589,16 +588,42 @@ def _load(source: Source, streaming: bool) -> Any:
     if source.kind == "hub":
         return load_hub(source.name or "", source.config, source.split, source.revision, streaming)
     files = find_files(source.path or "")
-    kind = FILE_TYPES[files[0].suffix]
+    kind = tables.kind_of(files[0])
     if kind != "parquet":
         for file in files:
-            check_text(file)
+            tables.check_utf8(file)
+    if kind in ("csv", "json"):
+        return _load_tables(source, files, streaming)
     options = {"sample_by": source.sample_by} if kind == "text" else {}
-    names = [str(file) for file in files]
+    names = [tables.literal(file) for file in files]
     try:
         return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
     except Exception as error:  # pyarrow has errors of every kind for a damaged file
         raise ValueError(f"{source.path} cannot be read as {kind}: {error.__cause__ or error}") from error
+
+
+def _load_tables(source: Source, files: list[Path], streaming: bool) -> Any:
+    column = source.text_column
+    options: dict[str, Any] = {
+        "features": Features({column: Value("string")}),
+        "gen_kwargs": {"files": tuple(map(str, files)), "column": column},
+    }
+    if streaming:
+        return IterableDataset.from_generator(_texts, **options)
+    # Other content of the files, or another reader, is not to be found in the cache.
+    fingerprint = checksum([FORMAT, column, _file_stamps(source)])
+    try:
+        return Dataset.from_generator(_texts, fingerprint=fingerprint, **options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        raise ValueError(str(error.__cause__)) from error
+
+
+def _texts(files: tuple[str, ...], column: str) -> Iterator[dict[str, str | None]]:
+    for name in files:
+        for number, row in enumerate(tables.read_rows(Path(name), {"text": column}), 1):
+            yield {column: tables.as_text(row["text"], name, number, column)}
 
 
 def load_hub(name: str, config: str | None, split: str, revision: str | None, streaming: bool = False) -> Any:
@@ -625,7 +650,7 @@ def find_files(path: str) -> list[Path]:
     """
     given = Path(path).expanduser()
     if given.is_dir():
-        files = [file for file in given.rglob("*") if file.is_file() and file.suffix in FILE_TYPES]
+        files = [file for file in given.rglob("*") if file.is_file() and tables.kind_of(file)]
     elif given.is_file():
         files = [given]
     else:
@@ -634,68 +659,20 @@ def find_files(path: str) -> list[Path]:
         files = [file for file in anchor.glob(pattern) if file.is_file()]
     if not files:
         raise FileNotFoundError(f"no files at {path!r}; give a file, a folder with {_types()} files, or a glob.")
-    suffixes = {file.suffix for file in files}
-    if len(suffixes) > 1 or not suffixes <= FILE_TYPES.keys():
-        raise ValueError(f"{path!r} stands for {', '.join(sorted(suffixes))} files; give one of {_types()} per source.")
+    kinds = {tables.kind_of(file) for file in files}
+    if len(kinds) > 1 or None in kinds:
+        suffixes = sorted({file.suffix for file in files})
+        raise ValueError(f"{path!r} stands for {', '.join(suffixes)} files; give one kind of {_types()} per source.")
     return sorted(files)
 
 
 def _types() -> str:
-    return ", ".join(FILE_TYPES)
-
-
-def check_text(file: Path) -> None:
-    """Raise a ValueError for a file that is not UTF-8, or that pyarrow's reader of JSON would not survive."""
-    check_utf8(file)
-    if FILE_TYPES.get(file.suffix) == "json":
-        check_no_null_row(file)
-
-
-# At the file's start, or at that of a line (pyarrow's lines end at either character).
-_NULL_ROW = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?\s*|[\r\n][ \t]*)(null)")
-
-
-def check_no_null_row(file: Path) -> None:
-    """Raise a ValueError for JSON Lines of which one begins with null.
-
-    pyarrow (26) reads blocks of lines, and one that begins with null ends the process: a segmentation fault. An array
-    of rows goes through another reader, so null may begin a line in it.
-    """
-    if file.stat().st_size == 0:
-        return
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = None if content[:1] == b"[" else _NULL_ROW.search(content)
-        if found:
-            line = len(re.findall(rb"\r\n|\r|\n", content[: found.start(1)])) + 1
-            raise ValueError(f"{file}, line {line}: null is no row. Remove it, or write an object with the columns.")
-
-
-def check_utf8(file: Path) -> None:
-    """Raise a ValueError with the place of the first byte that is not UTF-8."""
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
-    with file.open("rb") as stream:
-        while True:
-            block = stream.read(1 << 20)
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                # The decoder counts from the bytes that it kept of a character begun in the block before.
-                place = offset - len(decoder.getstate()[0]) + error.start
-                raise ValueError(
-                    f"{file} is not UTF-8: byte {place:,} cannot be read ({error.reason}). Convert it, "
-                    "for example with: iconv -f LATIN1 -t UTF-8."
-                ) from None
-            if not block:
-                return
-            offset += len(block)
+    return tables.types("text", "json", "csv", "parquet")
 
 
 def _check_column(source: Source, columns: list[str] | None) -> None:
-    if columns is not None and source.text_column not in columns:
-        raise ValueError(
-            f"the source {source.title} has no column {source.text_column!r}; its columns are {', '.join(columns)}. "
-            "Set text_column."
-        )
+    if columns is not None:
+        tables.check_columns(f"the source {source.title}", columns, {"text": source.text_column})
 
 
 def demo_documents(collection: str | None = None) -> list[dict[str, Any]]:

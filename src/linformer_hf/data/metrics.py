@@ -67,17 +67,20 @@ METRICS: dict[str, type[_OfflineMetric]] = {
 }
 
 
-def build_compute_metrics(names: Sequence[str]) -> Callable[[Any], dict[str, float]]:
-    """Trainer's `compute_metrics` for metrics by name (keys of METRICS)."""
+def build_compute_metrics(names: Sequence[str], positive: int = 1) -> Callable[[Any], dict[str, float]]:
+    """Trainer's `compute_metrics` for metrics by name (keys of METRICS); `positive` of two classes is F1's."""
     # Each process has all gathered predictions already, so the metric itself always runs alone.
     metrics = [METRICS[name](keep_in_memory=True) for name in names]
 
     def compute(prediction: Any) -> dict[str, float]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
         answers = logits[:, 0] if logits.shape[-1] == 1 else logits.argmax(-1)
+        labels = prediction.label_ids
+        if logits.shape[-1] == 2 and positive == 0:
+            answers, labels = 1 - answers, 1 - labels
         result: dict[str, float] = {}
         for metric in metrics:
-            result |= metric.compute(predictions=answers, references=prediction.label_ids) or {}
+            result |= metric.compute(predictions=answers, references=labels) or {}
         return result
 
     return compute

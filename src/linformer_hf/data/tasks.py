@@ -7,6 +7,7 @@ slice of the training rows. `bible-paraphrase`, `movie-snippets` and `genre` nee
 
 import hashlib
 import io
+import math
 import re
 import tarfile
 from collections.abc import Sequence
@@ -17,11 +18,11 @@ from typing import Any, Literal
 
 import datasets
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from . import demo_texts
-from .corpus import FILE_TYPES, check_text, load_hub
+from . import demo_texts, tables
+from .corpus import load_hub
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ HUB_TASKS = {
 }
 # Guides training only; none of them is in the test.
 VALIDATION_BOOKS = ("Judges", "Ezra", "Jonah", "Colossians")
+_NUMBER = re.compile(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
 PASSAGE_WORDS = 400  # of a passage of `genre`, unless set: 512 tokens and more of most tokenizers
 # The usual grouping of the Bible's books; those that fit nowhere, or are shorter than a passage, are left out.
 GENRES = {
@@ -94,9 +96,10 @@ class TaskData:
 
     Args:
         task: one of the table, or `files` for your own rows.
-        train_file, validation_file, test_file: .csv, .jsonl, .json or .parquet (task: files). Without a validation or
-            test file, that slice is cut from the training rows.
-        text_column, pair_column, label_column: their columns; pair_column for tasks over two texts.
+        train_file, validation_file, test_file: .csv, .tsv, .jsonl or .json, also as .gz, or .parquet (task: files).
+            Without a validation or test file, that slice is cut from the training rows, in every class alike.
+        text_column, pair_column, label_column: their columns; pair_column for tasks over two texts. What stands in a
+            .csv is text, and so is a class: 01 is not 1, NA is not missing.
         regression: labels are numbers, not classes (task: files).
         path: the archive that holds the rows (task: movie-snippets).
         repository, revision: read a Hub task from another repository, or at a fixed commit.
@@ -147,6 +150,7 @@ class LoadedTask:
     Attributes:
         label_names: names of the classes in the order of their numbers; None for a regression.
         metrics: names that `build_compute_metrics` knows.
+        positive: of two classes, the one that F1 is about.
         baselines: test accuracy of answers that need no model.
     """
 
@@ -159,6 +163,24 @@ class LoadedTask:
     max_length: int | None = None
     counts: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, float] = field(default_factory=dict)
+    positive: int = 1
+
+    def take_order(self, names: Sequence[str]) -> bool:
+        """Number the classes as `names` does and spell them so; False, and no change, if these are other classes.
+
+        Upper and lower case count only where classes differ in nothing else.
+        """
+        ours = self.label_names or []
+        for key in (str, str.casefold):
+            place = {key(name): i for i, name in enumerate(names)}
+            if len(ours) == len(names) == len(place) and {key(name) for name in ours} == place.keys():
+                number = [place[key(name)] for name in ours]
+                self.label_names, self.positive = list(names), number[self.positive]
+                for split in ("train", "validation", "test"):
+                    rows = getattr(self, split)
+                    setattr(self, split, _with_labels(rows, [number[label] for label in rows["label"]]))
+                return True
+        return False
 
 
 def load_task(data: TaskData) -> LoadedTask:
@@ -166,7 +188,8 @@ def load_task(data: TaskData) -> LoadedTask:
 
     Raises:
         FileNotFoundError: a file or a package is missing; the message holds the command.
-        ValueError: a column is missing, a file is not UTF-8, or there is one class only.
+        ValueError: a column is missing, a cell is empty or of another type, a file is not UTF-8, or there is one class
+            only.
         ConnectionError: a Hub data set cannot be reached.
     """
     if data.task == "files":
@@ -206,85 +229,141 @@ def _split_off(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
     return parts["train"], parts["test"]
 
 
+def _split_off_by_class(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """As `_split_off`, in every class alike. A class keeps a row for training, however rare it is."""
+    classes = np.unique(rows["label"], return_inverse=True)[1]
+    generator, counts = np.random.default_rng(seed), np.bincount(classes)
+    order = generator.permutation(len(rows))
+    order = order[np.argsort(classes[order], kind="stable")]
+    rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)  # within its class
+    place = (rank + np.repeat(generator.random(len(counts)), counts)) / np.repeat(counts, counts)
+    free = len(rows) - len(counts)
+    if not free:
+        raise ValueError(
+            f"{len(rows)} training rows are too few to cut a slice for validation or test from them: each of the "
+            f"{len(counts)} classes has one row. Give more rows, or validation_file and test_file."
+        )
+    count = min(free, max(1, round(len(rows) * fraction)))
+    cut = order[np.argsort(np.where(rank > 0, -place, 1), kind="stable")[:count]]
+    return rows.select(np.setdiff1d(order, cut)), rows.select(np.sort(cut))
+
+
 def _hub_task(data: TaskData) -> LoadedTask:
     facts = HUB_TASKS[data.task]
     splits = {}
     for split in ("train", facts.test_split):
         rows = load_hub(data.repository or facts.repository, facts.config, split, data.revision)
-        splits[split] = _named(rows, data.task, facts.text, facts.pair, "label")
+        splits[split] = _named(rows, data.task, facts)
     train, validation = _split_off(splits["train"], data.validation_fraction, data.seed)
     return LoadedTask(
         data.task, train, validation, splits[facts.test_split], list(facts.labels), facts.metrics, facts.max_length
     )
 
 
-def _named(rows: Dataset, title: str, text: str, pair: str | None, label: str) -> Dataset:
-    """The rows with our column names and no other column."""
-    names = {text: "text", label: "label"} | ({pair: "pair"} if pair else {})
-    for column in names:
-        if column not in rows.column_names:
-            raise ValueError(
-                f"{title} has no column {column!r}; its columns are {', '.join(rows.column_names)}. Set text_column, "
-                "pair_column and label_column."
-            )
-    return rows.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
+def _named(rows: Dataset, title: str, facts: Facts) -> Dataset:
+    """The rows with our column names and no other column, and classes numbered as ours."""
+    names = {"text": facts.text, "label": "label"} | ({"pair": facts.pair} if facts.pair else {})
+    tables.check_columns(title, rows.column_names, names)
+    rows = rows.select_columns(list(names.values()))
+    rows = rows.rename_columns({theirs: ours for ours, theirs in names.items() if ours != theirs})
+    theirs = [name.casefold() for name in getattr(rows.features["label"], "names", None) or ()]
+    known = theirs if set(theirs) == set(facts.labels) else facts.labels  # a copy may have another order
+    number = {i: facts.labels.index(name) for i, name in enumerate(known)}
+    labels: list[Any] = [number.get(label) for label in rows["label"]]
+    if None in labels:
+        place = labels.index(None)
+        raise ValueError(
+            f"{title}, row {place + 1}: the label {rows['label'][place]!r} is none of 0 to {len(facts.labels) - 1} "
+            f"({', '.join(facts.labels)})."
+        )
+    return _with_labels(rows, labels)
+
+
+def _with_labels(rows: Dataset, labels: list[int]) -> Dataset:
+    return rows.remove_columns("label").add_column("label", labels)
 
 
 def _read_file(path: str, data: TaskData) -> Dataset:
     file = Path(path).expanduser()
-    kinds = {**FILE_TYPES, ".csv": "csv"}
-    kinds.pop(".txt")
     if not file.is_file():
         raise FileNotFoundError(f"no file at {path!r}.")
-    if file.suffix not in kinds:
-        raise ValueError(f"{path!r}: give one of {', '.join(kinds)}.")
-    if file.suffix != ".parquet":
-        check_text(file)
-    try:
-        rows = load_dataset(kinds[file.suffix], data_files=str(file), split="train")
-    except Exception as error:  # pyarrow has errors of every kind for a damaged file
-        raise ValueError(f"{path!r} cannot be read as {kinds[file.suffix]}: {error.__cause__ or error}") from error
-    rows = _named(rows, str(path), data.text_column, data.pair_column, data.label_column)
-    for number, row in enumerate(rows):
-        empty = [name for name, value in row.items() if value is None]
+    if tables.kind_of(file) in (None, "text"):
+        raise ValueError(f"{path!r}: give one of {tables.types('json', 'csv', 'parquet')}.")
+    if tables.kind_of(file) != "parquet":
+        tables.check_utf8(file)
+    columns = {"text": data.text_column, "label": data.label_column}
+    columns |= {"pair": data.pair_column} if data.pair_column else {}
+    read = {"text": tables.as_text, "pair": tables.as_text, "label": _as_number if data.regression else _as_class}
+    content: dict[str, list[Any]] = {name: [] for name in columns}
+    for number, row in enumerate(tables.read_rows(file, columns), 1):
+        cells = {name: read[name](row[name], path, number, column) for name, column in columns.items()}
+        empty = [name for name, value in cells.items() if value is None]
         if empty:
-            raise ValueError(f"{path!r}, row {number + 1}: no {' and no '.join(empty)}. Complete or remove the row.")
-    return rows
+            raise ValueError(f"{path!r}, row {number}: no {' and no '.join(empty)}. Complete or remove the row.")
+        for name, value in cells.items():
+            content[name].append(value)
+    text = datasets.Value("large_string")
+    features = dict.fromkeys(columns, text) | ({"label": datasets.Value("float32")} if data.regression else {})
+    return Dataset.from_dict(content, datasets.Features(features))
+
+
+def _as_class(value: Any, title: str, row: int, column: str) -> str | None:
+    """The name of a class: text, a whole number, or True and False."""
+    if isinstance(value, float) and not tables.is_empty(value):
+        raise tables.TableError(
+            f"{title}, row {row}, column {column!r}: {value} is a decimal number; set data.regression=true, or give "
+            "classes."
+        )
+    return str(value) if isinstance(value, int) else tables.as_text(value, title, row, column)
+
+
+def _as_number(value: Any, title: str, row: int, column: str) -> float | None:
+    if tables.is_empty(value):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, TypeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise tables.TableError(
+            f"{title}, row {row}, column {column!r}: regression: true, but {repr(value)[:40]} is no number."
+        )
+    return number
 
 
 def _local_files(data: TaskData) -> LoadedTask:
-    train = _read_file(str(data.train_file), data)
-    if data.test_file:
-        test = _read_file(data.test_file, data)
-    else:
-        train, test = _split_off(train, data.test_fraction, data.seed)
-    if data.validation_file:
-        validation = _read_file(data.validation_file, data)
-    else:
-        train, validation = _split_off(train, data.validation_fraction, data.seed)
-    splits = {"train": train, "validation": validation, "test": test}
-    names = None
+    splits = {"train": _read_file(str(data.train_file), data)}
+    for split, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
+        file = getattr(data, f"{split}_file")
+        if file:
+            splits[split] = _read_file(file, data)
+        else:
+            cut = _split_off if data.regression or len(splits["train"]) < 2 else _split_off_by_class
+            splits["train"], splits[split] = cut(splits["train"], fraction, data.seed)
     if data.regression:
-        column = datasets.Value("float32")
-        try:
-            splits = {split: rows.cast_column("label", column) for split, rows in splits.items()}
-        except (ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
-            raise ValueError(f"regression: true, but label_column={data.label_column!r} holds no numbers.") from error
-    else:
-        if isinstance(train.features["label"], datasets.Value) and train.features["label"].dtype.startswith("float"):
-            raise ValueError(
-                f"label_column={data.label_column!r} holds decimal numbers; set data.regression=true, or give classes."
-            )
-        names = [str(name) for name in sorted(set(train["label"]))]
-        number = {name: i for i, name in enumerate(names)}
-        for split, rows in splits.items():
-            unknown = sorted({str(label) for label in rows["label"]} - set(names))
-            if unknown:
-                raise ValueError(f"the {split} rows hold classes that no training row has: {', '.join(unknown[:5])}.")
-            labels = [number[str(label)] for label in rows["label"]]
-            splits[split] = rows.remove_columns("label").add_column("label", labels)
-    metrics = ("mse", "pearson") if data.regression else ("accuracy", "f1")
-    return LoadedTask("files", **splits, label_names=names, metrics=metrics)
+        return LoadedTask("files", **splits, label_names=None, metrics=("mse", "pearson"))
+    names = _class_names(data, set(splits["train"]["label"]))
+    number = {name: i for i, name in enumerate(names)}
+    seen = set(splits["train"]["label"])
+    for split, rows in splits.items():
+        unknown = sorted(set(rows["label"]) - seen)
+        if unknown:
+            raise ValueError(f"the {split} rows hold classes that no training row has: {', '.join(unknown[:5])}.")
+        splits[split] = _with_labels(rows, [number[label] for label in rows["label"]])
+    return LoadedTask("files", **splits, label_names=names, metrics=("accuracy", "f1"))
+
+
+def _class_names(data: TaskData, found: set[str]) -> list[str]:
+    """In the order of a file that numbers its classes, else by value where all are whole numbers, else by letter."""
+    named = tables.class_names(Path(str(data.train_file)).expanduser(), data.label_column)
+    if named:
+        return named
+    numbers = all(_NUMBER.fullmatch(name) for name in found)
+    if numbers and not all(float(name).is_integer() for name in found):
+        raise ValueError(
+            f"label_column={data.label_column!r} holds decimal numbers; set data.regression=true, or give classes."
+        )
+    return sorted(found, key=lambda name: (float(name) if numbers else 0, name))
 
 
 def _bible_paraphrase() -> LoadedTask:

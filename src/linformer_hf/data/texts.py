@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..places import own_name
 from . import demo_texts
 from .corpus import PretrainingData, Source, find_files, prepare, stored
+from .tables import kind_of
 
 
 # What every machine has: Python's own reference. It is measured on and never calibrated on.
@@ -37,7 +38,7 @@ def corpus_sources(corpus: str) -> list[Source]:
     if corpus.startswith("hub:"):
         return [Source(kind="hub", name=corpus.removeprefix("hub:"))]
     # Documents are held out whole, so one file must be several of them.
-    single = [file.suffix for file in find_files(corpus)] == [".txt"]
+    single = [kind_of(file) for file in find_files(corpus)] == ["text"]
     return [Source(kind="files", path=corpus, sample_by="paragraph" if single else "document")]
 
 

@@ -1,0 +1,256 @@
+"""Local tables row by row: CSV and TSV, JSON and JSON Lines (each also as .gz), and Parquet.
+
+Nothing is inferred. Readers that infer take the class 01 for 1, the class NA for a missing one and the title 2020-01-01
+for a moment, each file on its own, so that training and test rows disagree. Here a cell of a CSV file is text, and a
+value of JSON or Parquet is what the file says it is.
+"""
+
+import codecs
+import csv
+import glob
+import gzip
+import io
+import itertools
+import json
+import math
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, cast
+
+from datasets import ClassLabel, load_dataset
+
+
+FILE_TYPES = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+SEPARATORS = (",", ";", "\t", "|")
+HEAD = 1000  # rows of JSON that tell which columns there are: each may lack some
+
+
+class TableError(ValueError):
+    """A table without a column, or with a value that does not belong there; the message names the place."""
+
+
+def suffix_of(file: Path) -> str:
+    """The file's type by its name: `.csv` for rows.CSV and rows.csv.gz."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def kind_of(file: Path) -> str | None:
+    """`text`, `json`, `csv` or `parquet`; None for a file of no known type."""
+    return FILE_TYPES.get(suffix_of(file))
+
+
+def types(*kinds: str) -> str:
+    """The endings of files of these kinds, for a message."""
+    return f"{', '.join(suffix for suffix, kind in FILE_TYPES.items() if kind in kinds)} (or .gz of text)"
+
+
+def literal(file: Path) -> str:
+    """A path for `load_dataset`, which would take the brackets of a name for a pattern."""
+    return glob.escape(str(file))
+
+
+def read_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of a table: text or None in each cell of CSV, any value of JSON and Parquet.
+
+    Args:
+        file: in UTF-8, unless it is Parquet (see `check_utf8`).
+        columns: name in the result -> name in the file.
+
+    Raises:
+        TableError: a column is missing, or a row of JSON is no object.
+        ValueError: the file is damaged, or not what its name says.
+    """
+    kind = kind_of(file)
+    try:
+        yield from {"csv": _csv_rows, "json": _json_rows, "parquet": _parquet_rows}[kind or ""](file, columns)
+    except TableError:
+        raise
+    except Exception as error:  # pyarrow has errors of every kind for a damaged file
+        raise ValueError(f"{file} cannot be read as {kind}: {error.__cause__ or error}") from error
+
+
+def class_names(file: Path, column: str) -> list[str] | None:
+    """The names of a column of classes in the order of their numbers, where a Parquet file of `datasets` has them."""
+    feature = _features(file).get(column) if kind_of(file) == "parquet" else None
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def as_text(value: Any, title: str, row: int, column: str) -> str | None:
+    """A cell's text; None for an empty one. Raises a TableError that names the place of anything else."""
+    if is_empty(value):
+        return None
+    if not isinstance(value, str):
+        raise TableError(
+            f"{title}, row {row}, column {column!r}: {repr(value)[:40]} ({type(value).__name__}) is no text. Write it "
+            "as text, or name another column."
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON may hold half a character: "\ud83d"
+        raise TableError(f"{title}, row {row}, column {column!r}: {error.reason} in {value[:40]!r}.") from None
+    return value
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: NaN is what pandas writes for that."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def check_columns(title: object, found: Iterable[str], columns: Mapping[str, str]) -> None:
+    """Raise a TableError for a column that is not there, or there twice."""
+    names = list(found)
+    for ours, column in columns.items():
+        if column not in names:
+            setting = ", ".join(f"{name}_column" for name in columns)
+            raise TableError(
+                f"{title} has no column {column!r}; its columns are {', '.join(map(str, names))}. Set {setting}."
+            )
+        if names.count(column) > 1:
+            raise TableError(f"{title} has {names.count(column)} columns {column!r}: rename all but the {ours}.")
+
+
+def _binary(file: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb"))
+
+
+def _text(file: Path) -> TextIO:
+    # Spreadsheets begin their files with a byte order mark.
+    return io.TextIOWrapper(_binary(file), encoding="utf-8-sig", newline="")
+
+
+def _csv_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, str | None]]:
+    csv.field_size_limit(sys.maxsize)  # a document may be a book; the limit is else 128 KiB
+    with _text(file) as stream:
+        layout = _layout(stream, "\t" if suffix_of(file) == ".tsv" else ",", set(columns.values()))
+        reader = _records(stream, **layout)
+        header = next(reader, (0, []))[1]
+        if not header:
+            raise ValueError("it is empty; its first line must name the columns")
+        check_columns(file, header, columns)
+        places = {ours: header.index(theirs) for ours, theirs in columns.items()}
+        blank: list[list[str]] = []  # rows of empty cells, which spreadsheets leave at the end
+        for line, cells in reader:
+            if any(cells[len(header) :]):
+                raise ValueError(
+                    f"line {line} has {len(cells)} cells, but the header {len(header)}: a cell that holds "
+                    f"{layout['delimiter']!r} must stand in double quotes"
+                )
+            blank.append(cells)
+            if any(cells):
+                for row in blank:
+                    yield {ours: row[place] or None if place < len(row) else None for ours, place in places.items()}
+                blank = []
+
+
+def _records(stream: TextIO, **layout: Any) -> Iterator[tuple[int, list[str]]]:
+    """(last line, cells) of all records that are no blank line."""
+    stream.seek(0)
+    reader = csv.reader(stream, strict=True, **layout)
+    try:
+        yield from ((reader.line_num, cells) for cells in reader if cells)
+    except csv.Error as error:
+        hint = "double the quotes within a quoted cell, and close each cell's"
+        raise ValueError(f"line {reader.line_num}: {error} ({hint})") from error
+
+
+def _layout(stream: TextIO, separator: str, wanted: set[str]) -> dict[str, Any]:
+    """csv.reader's options: the separator under which the wanted columns are there, and whether quotes are marks.
+
+    Many .tsv files have quotes that are part of the text; with them as marks, lines run together.
+    """
+    for candidate in (separator, *SEPARATORS):
+        stream.seek(0)
+        if wanted <= set(next(csv.reader(stream, delimiter=candidate), [])):
+            separator = candidate
+            break
+    layout = {"delimiter": separator}
+    if separator == "\t":
+        try:
+            records = _records(stream, **layout)
+            width = len(next(records, (0, []))[1])
+            quoted = all(len(cells) <= width for _, cells in records)
+        except ValueError:
+            quoted = False
+        return layout if quoted else {**layout, "quoting": csv.QUOTE_NONE}
+    return layout
+
+
+def _json_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    rows = _objects(file)
+    head = list(itertools.islice(rows, HEAD))
+    if head:
+        check_columns(file, dict.fromkeys(key for row in head for key in row), columns)
+    for row in itertools.chain(head, rows):
+        yield {ours: row.get(theirs) for ours, theirs in columns.items()}
+
+
+def _objects(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a list, or one in each line."""
+    with _text(file) as stream:
+        first = next((line for line in stream if line.strip()), "")
+        stream.seek(0)
+        listed = first.lstrip().startswith("[")
+        for number, row in enumerate(json.load(stream) if listed else map(_parsed, stream, itertools.count(1)), 1):
+            if isinstance(row, dict):
+                yield row
+            elif row is not _NOTHING:
+                raise TableError(
+                    f"{file}, {'row' if listed else 'line'} {number}: {json.dumps(row)[:40]} is no row. Remove it, or "
+                    "write an object with the columns."
+                )
+
+
+_NOTHING = object()
+
+
+def _parsed(line: str, number: int) -> Any:
+    try:
+        return json.loads(line) if line.strip() else _NOTHING
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"line {number}: {error.msg} at character {error.pos + 1} (write an object in each line, or a list of them)"
+        ) from error
+
+
+def _parquet_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    features = _features(file)
+    check_columns(file, features, columns)
+    wanted = list(dict.fromkeys(columns.values()))
+    for row in load_dataset("parquet", data_files=literal(file), split="train", streaming=True, columns=wanted):
+        yield {ours: _named(row[theirs], features[theirs]) for ours, theirs in columns.items()}
+
+
+def _features(file: Path) -> dict[str, Any]:
+    return dict(load_dataset("parquet", data_files=literal(file), split="train", streaming=True).features or {})
+
+
+def _named(value: Any, feature: Any) -> Any:
+    if not isinstance(feature, ClassLabel) or value is None:
+        return value
+    return feature.names[value] if value >= 0 else None  # -1: not labelled
+
+
+def check_utf8(file: Path) -> None:
+    """Raise a ValueError with the place of the first byte that is not UTF-8, or if a .gz file cannot be unpacked."""
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    with _binary(file) as stream:
+        while True:
+            try:
+                block = stream.read(1 << 20)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise ValueError(f"{file} cannot be unpacked: {error}") from error
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                # The decoder counts from the bytes that it kept of a character begun in the block before.
+                place = offset - len(decoder.getstate()[0]) + error.start
+                found = "UTF-16" if place == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
+                raise ValueError(
+                    f"{file} is not UTF-8: byte {place:,} cannot be read ({error.reason}). Convert it, "
+                    f"for example with: iconv -f {found} -t UTF-8."
+                ) from None
+            if not block:
+                return
+            offset += len(block)
