@@ -21,7 +21,9 @@ class DiskFull(OSError):
 def reason(error: BaseException) -> str | None:
     """What a writer said about a full disk, in one line; None for any other error."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: list[BaseException] = []  # a chain may lead back to itself
+    while cause is not None and not any(cause is one for one in seen):
+        seen.append(cause)
         text = " ".join(str(cause).split())
         if getattr(cause, "errno", None) in NUMBERS or any(known in text for known in TEXTS):
             return text
