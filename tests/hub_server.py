@@ -21,6 +21,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from waiting import HANG
+
 
 SOURCE = Path(__file__).parents[1] / "src"
 LARGE = re.compile(r".*\.(safetensors|png|parquet|bin)")
@@ -403,4 +405,4 @@ def run_python(code: str, *arguments: str, hub: Hub, home: Path, package: bool, 
     kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", **environment} | ({"PYTHONPATH": str(SOURCE)} if package else {})
     command = [sys.executable, *([] if package else ["-I"]), "-c", code, *arguments]
     home.mkdir(exist_ok=True)
-    return subprocess.run(command, cwd=home, env=kept, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=home, env=kept, capture_output=True, text=True, timeout=HANG, check=False)

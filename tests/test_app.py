@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from linformer_hf.app import read
 from linformer_hf.convert import convert_model
 from linformer_hf.sources import read_source
 from reference import add_noise, tiny_model
+from waiting import HANG
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -170,20 +170,21 @@ def test_without_gradio_the_command_is_named(folders, monkeypatch, capsys):
 
 @pytest.fixture
 def served(folders, request):
-    """The address of a page, run by the command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-P", "-c", SERVE, "app", str(folders[request.param]), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
-        until = time.monotonic() + 90
-        while time.monotonic() < until and run.poll() is None:
-            with socket.socket() as tried:
-                if tried.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}", run
+    """The address of a page, run by the command, and its folder."""
+    folder, said = folders[request.param], "cannot be used"
+    while "cannot be used" in said:  # another process has taken the port meanwhile
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-P", "-c", SERVE, "app", str(folder), "--port", str(port)]
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        said = ""
+        while "The page:" not in said and (line := run.stdout.readline()):
+            said += line
+    with run:
+        yield f"http://127.0.0.1:{port}", run, folder
         run.kill()
+    assert f"The page: http://127.0.0.1:{port}/" in said, said
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
@@ -195,25 +196,28 @@ def served(folders, request):
 def test_the_page_in_a_browser(served, tab, button, shown):
     from playwright.sync_api import expect, sync_playwright
 
-    address, run = served
+    address, run, folder = served
+    text = "A [MASK] runs past the mountain."
+    words = "wild" if shown == "#classes" else f"{app_views.fill_mask(read(folder), text)[0][2]:.3f}"
     with sync_playwright() as playwright:
         # --no-sandbox: Chromium refuses to run as root with it, and the page is our own.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=HANG * 1000)
         page = browser.new_page()
+        page.set_default_timeout(HANG * 1000)
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
-        page.locator("#text textarea").fill("A [MASK] runs past the mountain.")
+        page.locator("#text textarea").fill(text)
         page.get_by_role("tab", name=tab).click()
         page.locator(button).click()
-        expect(page.locator(shown)).to_contain_text({"#filled": "0.0", "#classes": "wild"}[shown], timeout=60_000)
+        expect(page.locator(shown)).to_contain_text(words, timeout=HANG * 1000)
         page.get_by_role("tab", name="Attention").click()
         page.locator("#draw").click()
-        expect(page.locator("#attention img")).to_be_visible(timeout=60_000)
+        expect(page.locator("#attention img")).to_be_visible(timeout=HANG * 1000)
         page.locator("#text textarea").fill("")
         page.locator("#draw").click()
-        expect(page.get_by_text("There is no text: type or paste one.")).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("There is no text: type or paste one.")).to_be_visible(timeout=HANG * 1000)
         browser.close()
     assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
     run.send_signal(2)
-    assert run.wait(30) in (0, 130)
+    assert run.wait(HANG) in (0, 130)

@@ -10,6 +10,7 @@ import pytest
 
 from linformer_hf import cli
 from linformer_hf.interruption import Interrupted
+from waiting import HANG
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def test_every_verb_is_a_function_of_its_module():
 
 def test_python_m_lists_the_verbs():
     command = [sys.executable, "-X", "importtime", "-m", "linformer_hf", "--help"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG)
     assert ran.returncode == 0, ran.stderr[-2000:]
     verbs = (*cli.RECIPE_VERBS, "demo", "convert", "reproduce", "push")
     for verb in verbs:

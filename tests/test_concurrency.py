@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ import tqdm
 from linformer_hf.data import corpus as corpus_module
 from linformer_hf.data.corpus import PretrainingData, Source, prepare
 from torture import record, times
+from waiting import HANG
 
 
 pytestmark = pytest.mark.torture
@@ -27,7 +29,6 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture
 def data(texts, tmp_path) -> PretrainingData:
-    """Byte-level BPE: training a WordPiece tokenizer again gives other ids."""
     settings = {"tokenizer_type": "byte_level_bpe", "vocab_size": 400, "validation_fraction": 0.2}
     return PretrainingData([Source(kind="files", path=str(texts))], cache_dir=str(tmp_path / "cache"), **settings)
 
@@ -56,9 +57,30 @@ def answer(data: PretrainingData) -> str:
     return hashlib.sha256(repr([rows, sorted(found.tokenizer.get_vocab().items())]).encode()).hexdigest()
 
 
-def put_answer(data: PretrainingData, answers) -> None:
+def put_answer(data: PretrainingData, answers, hold_at: int = 0) -> None:
+    """The answer, and how often a file was changed under the lock. At the change `hold_at` it says so and waits."""
     own_progress_lock()
-    answers.put(answer(data))
+    seen = 0
+
+    def watch(event: str, given: tuple) -> None:
+        nonlocal seen
+        writes = event in ("os.rename", "os.mkdir") or (event == "open" and isinstance(given[2], int) and given[2] & 3)
+        if writes and "/." in str(given[0]) and not str(given[0]).endswith(".lock"):
+            seen += 1
+            if seen == hold_at:
+                answers.put("held")
+                time.sleep(HANG)
+
+    sys.addaudithook(watch)
+    answers.put((answer(data), seen))
+
+
+def prepared_by_another(data: PretrainingData) -> tuple[str, int]:
+    answers = FORK.SimpleQueue()
+    process = FORK.Process(target=put_answer, args=(data, answers))
+    process.start()
+    process.join(HANG)
+    return answers.get()
 
 
 def own_progress_lock(progress: type = tqdm.tqdm) -> None:
@@ -73,15 +95,15 @@ def together(data: PretrainingData, processes: int) -> list[str]:
     barrier, answers = FORK.Barrier(processes), FORK.Queue()
 
     def run() -> None:
-        barrier.wait(60)
+        barrier.wait(HANG)
         answers.put(answer(data))
 
     running = [FORK.Process(target=run) for _ in range(processes)]
     for process in running:
         process.start()
-    found = [answers.get(timeout=100) for _ in running]
+    found = [answers.get(timeout=HANG) for _ in running]
     for process in running:
-        process.join(60)
+        process.join(HANG)
     assert [process.exitcode for process in running] == [0] * processes
     return found
 
@@ -147,30 +169,24 @@ def test_a_reader_keeps_what_it_has_opened_when_the_folder_is_made_again(data):
 
 
 def test_a_process_that_is_killed_leaves_no_lock_and_nothing_half_for_ever(data, tmp_path, written):
-    """kill -9 while it holds the lock, at a moment drawn; the one that waits goes on at once."""
-    draw, whole, reached = random.Random(0), None, []
-    for number in range(times(3, 40)):
-        shutil.rmtree(data.cache_dir, ignore_errors=True)
-        holder = FORK.Process(target=put_answer, args=(data, FORK.SimpleQueue()))
+    """kill -9 while it holds the lock, at a change drawn; the one that waits goes on at once."""
+    (whole, changes), draw, rounds = prepared_by_another(data), random.Random(0), times(3, 40)
+    for number in range(rounds):
+        shutil.rmtree(data.cache_dir)
+        told = FORK.SimpleQueue()
+        holder = FORK.Process(target=put_answer, args=(data, told, draw.randint(1, changes)))
         holder.start()
-        until = time.monotonic() + 30
-        while not remains(data) and holder.is_alive() and time.monotonic() < until:
-            time.sleep(0.001)
+        assert told.get() == "held"
         waiter, answers = None, FORK.Queue()
         if number % 2:  # one that waits for the lock already
             waiter = FORK.Process(target=put_answer, args=(data, answers))
             waiter.start()
-        time.sleep(draw.uniform(0, 0.05))
+            time.sleep(0.05)
         os.kill(holder.pid, signal.SIGKILL)
-        holder.join(10)
-        reached.append(holder.exitcode == -signal.SIGKILL)
-        begun = time.monotonic()
-        found = answers.get(timeout=30) if waiter else answer(data)
-        assert time.monotonic() - begun < 30
+        holder.join(HANG)
+        assert holder.exitcode == -signal.SIGKILL
+        assert (answers.get(timeout=HANG)[0] if waiter else answer(data)) == whole
         if waiter:
-            waiter.join(10)
-        whole = whole or found
-        assert found == whole
+            waiter.join(HANG)
         assert remains(data) == []
-    assert any(reached), "every process had ended before it was killed"
-    record("no stale lock after kill -9", kills=sum(reached), rounds=len(reached))
+    record("no stale lock after kill -9", kills=rounds, rounds=rounds)

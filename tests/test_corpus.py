@@ -24,9 +24,11 @@ from linformer_hf.data.corpus import (
     load_tokenizer,
     prepare,
     read_documents,
+    train_tokenizer,
 )
 from linformer_hf.data.tables import check_utf8
 from linformer_hf.data.tasks import TaskData, load_task
+from waiting import HANG
 
 
 LENGTH = 32
@@ -200,6 +202,14 @@ def held_out(data: PretrainingData) -> set[str]:
     return set(re.findall(r"\d+x\d+(?=\.)", decoded(prepared.validation, prepared.tokenizer)))
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
+def test_a_tokenizer_trained_again_is_the_same(texts, settings, kind):
+    lines = [file.read_text(encoding="utf-8") for file in sorted(texts.iterdir())]
+    data = settings(files(texts), tokenizer_type=kind, vocab_size=400)
+    first, second = (train_tokenizer(lines, data).backend_tokenizer.to_str() for _ in range(2))
+    assert first == second
+
+
 def test_the_split_depends_on_names_only(texts, settings, tmp_path):
     bpe = {"tokenizer_type": "byte_level_bpe", "vocab_size": 400}
     halves = [files(texts / "0*.txt"), files(texts / "1*.txt")]
@@ -219,6 +229,14 @@ def test_the_split_does_not_depend_on_the_order_in_which_files_were_written(text
         monkeypatch.chdir(tmp_path / name)
         found[name] = held_out(settings(files("texts"), tokenizer_type="byte_level_bpe", vocab_size=400))
     assert found["forwards"] == found["backwards"]
+
+
+def test_the_split_does_not_depend_on_where_a_folder_stands(texts, settings, tmp_path):
+    found = []
+    for place in "abcd":
+        copy = shutil.copytree(texts, tmp_path / place / "texts")
+        found.append(held_out(settings(files(copy), tokenizer_type="byte_level_bpe", vocab_size=400)))
+    assert found[1:] == found[:-1]
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
@@ -308,7 +326,7 @@ def test_another_recipe_is_another_corpus(texts, settings, change):
 
 
 def prepare_together(data: PretrainingData, barrier, counts) -> None:
-    barrier.wait(20)
+    barrier.wait(HANG)
     counts.put(len(prepare(data, LENGTH).train))
 
 
@@ -325,14 +343,14 @@ def test_two_processes_may_prepare_the_same_corpus_where_files_cannot_be_locked(
     write = corpus_module._write_rows
 
     def write_rows(*arguments):  # both have found no rows when either writes them
-        packing.wait(20)
+        packing.wait(HANG)
         write(*arguments)
 
     tokenizing = context.Barrier(2)
     write_documents = corpus_module._write_documents
 
     def write_both(*arguments):
-        tokenizing.wait(20)
+        tokenizing.wait(HANG)
         write_documents(*arguments)
 
     monkeypatch.setattr(corpus_module, "_write_rows", write_rows)
@@ -341,7 +359,7 @@ def test_two_processes_may_prepare_the_same_corpus_where_files_cannot_be_locked(
     for process in running:
         process.start()
     for process in running:
-        process.join(50)
+        process.join(HANG)
         process.kill()
     assert [process.exitcode for process in running] == [0, 0]
     monkeypatch.undo()
@@ -349,7 +367,7 @@ def test_two_processes_may_prepare_the_same_corpus_where_files_cannot_be_locked(
     assert not [path for path in folder.iterdir() if path.is_dir() and path.name.startswith(".")]
     prepared = prepare(data, LENGTH)
     assert prepared.folder == folder
-    assert [counts.get(timeout=10) for _ in running] == [len(prepared.train)] * 2
+    assert [counts.get(timeout=HANG) for _ in running] == [len(prepared.train)] * 2
 
 
 @pytest.mark.parametrize("stage", ["_tokenize", "pack", "count_tokens"])

@@ -46,7 +46,7 @@ def place(tmp_path_factory) -> Path:
 def recipe(texts, tiny_source, place) -> str:
     every = {"save_steps": 3, "eval_steps": 6, "logging_steps": 1, "save_total_limit": 2, "max_steps": STEPS}
     data = {key: value for key, value in tiny_data(texts, place).items() if key != "vocab_size"}
-    data["tokenizer"] = str(tiny_source())  # one of its own could have other ids each time
+    data["tokenizer"] = str(tiny_source())
     return write_recipe(place / "r.yaml", model=MODEL, data=data, training={**TRAINING, **every})
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,17 +18,18 @@ from safetensors.torch import load_file
 from transformers import Trainer
 from transformers.trainer_callback import DefaultFlowCallback, TrainerState
 
+from forks import ended, fork
 from linformer_hf import cli
 from linformer_hf.data import corpus
 from linformer_hf.interruption import PARENT
 from linformer_hf.results import last_whole_checkpoint
 from test_runs import MODEL, TRAINING, error_line, results_of, tiny_data, tree, write_recipe
+from waiting import HANG, assert_gone, wait_for
 
 
 STEPS = 40
 KILLS = 6
 PYTHON = [sys.executable, "-P"]
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the run that is compared with: other sums differ in their bits
 
 
 @pytest.fixture(scope="module")
@@ -82,30 +84,43 @@ def assert_same(folder: Path, other: Path) -> None:
     assert curves[0] == curves[1]
 
 
+# The process kills itself at a drawn moment of the four steps after its first whole checkpoint: at one of the calls of
+# Python's functions, which it counts first in a step.
+KILL = """
+import os, signal, sys
+from transformers import Trainer as T
+far, calls, counts, step, save = float(sys.argv.pop(1)), 0, [], T.training_step, T._save_checkpoint
+def count(frame, event, given):
+    global calls
+    calls += 1
+    if counts and calls == counts[-1]: os.kill(os.getpid(), signal.SIGKILL)
+def counting(*given):
+    if not calls: sys.setprofile(count)
+    return step(*given)
+def saving(*given):
+    save(*given)
+    if not counts: counts.append(calls + max(1, int(far * 4 * calls / given[0].args.save_steps)))
+T.training_step, T._save_checkpoint = counting, saving
+from linformer_hf.cli import main; sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(recipe, whole, tmp_path):
     """kill -9 at moments drawn from the start of the first checkpoint on, each time the same command."""
     folder, draw = tmp_path / "run", random.Random(0)
-    command = [*PYTHON, "-m", "linformer_hf", "pretrain", recipe, f"training.output_dir={folder}", "--resume"]
-    # 0.1 s a step, so that a moment is any of: a step, an evaluation, a checkpoint half written.
-    slow = "import time; from transformers import Trainer as T; f = T.training_step\n"
-    slow += "def step(*a, **k): time.sleep(0.1); return f(*a, **k)\nT.training_step = step\n"
-    slow += "import sys; from linformer_hf.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["pretrain", recipe, f"training.output_dir={folder}", "--resume"]
+    program = tmp_path / "kill.py"
+    program.write_text(KILL, encoding="utf-8")
     reached = []
     for _ in range(KILLS):
-        with subprocess.Popen(
-            [*PYTHON, "-c", slow, *command[4:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ONE_THREAD
-        ) as run:
-            until, begun = time.monotonic() + 60, last_step(folder)
-            while last_step(folder) == begun and run.poll() is None and time.monotonic() < until:
-                time.sleep(0.01)
-            time.sleep(draw.uniform(0, 0.45))
-            run.kill()
-            output = run.communicate()[0].decode()
-        assert run.returncode == -signal.SIGKILL, output
+        run = fork(program, draw.uniform(0, 1), *command, log=tmp_path / "log")
+        assert ended(run) == -signal.SIGKILL, (tmp_path / "log").read_text()
         reached.append(last_step(folder))
     assert reached == sorted(reached)
     assert 0 < reached[0] < reached[-1] < STEPS
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=ONE_THREAD)
+    ran = subprocess.run(
+        [*PYTHON, "-m", "linformer_hf", *command], capture_output=True, text=True, timeout=HANG, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     assert f"Resuming from {folder / 'checkpoint-'}" in ran.stderr
     assert_same(folder, whole)
@@ -167,7 +182,7 @@ def test_a_second_ctrl_c_ends_at_once(recipe, tmp_path):
         "from linformer_hf.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [*PYTHON, "-c", program, "pretrain", recipe, f"training.output_dir={tmp_path / 'run'}"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert ran.returncode == -signal.SIGINT  # which a shell shows as 130
     assert "SIGINT: writing a checkpoint after this step" in ran.stderr
     assert "still here" not in ran.stdout
@@ -298,13 +313,17 @@ def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(recipe, tmp_pa
     assert any(not torch.equal(kept[0][name], value) for name, value in kept[1].items())
 
 
+def all_started(folder: Path, jobs: int) -> bool:
+    return sum(path.stat().st_size > 0 for path in folder.iterdir()) == jobs
+
+
 def test_the_runs_of_a_table_end_with_it(tmp_path):
     """SIGTERM to the process that runs cells reaches what it has started, and what waits is not started."""
     program = (
         "import sys; from linformer_hf import cells\n"
         "class Sleep(cells.Cell):\n"
         "    def run(self, threads=None, children=None):\n"
-        "        code = 'import os, sys, time; open(sys.argv[1], \"w\").write(str(os.getpid())); time.sleep(300)'\n"
+        "        code = 'import os, sys, time; open(sys.argv[1], \"w\").write(str(os.getpid())); time.sleep(9000)'\n"
         "        children.call([sys.executable, '-c', code, str(self.folder)])\n"
         "try:\n"
         "    made = [Sleep('pretrain', None, '', sys.argv[2] + '/' + str(i), []) for i in range(4)]\n"
@@ -315,13 +334,10 @@ def test_the_runs_of_a_table_end_with_it(tmp_path):
         folder = tmp_path / str(jobs)
         folder.mkdir()
         with subprocess.Popen([*PYTHON, "-c", program, str(jobs), str(folder)]) as run:
-            until = time.monotonic() + 60
-            while sum(path.stat().st_size > 0 for path in folder.iterdir()) < jobs and time.monotonic() < until:
-                time.sleep(0.05)
+            wait_for(partial(all_started, folder, jobs), lambda run=run: run.poll() is None)
             pids = [int(path.read_text()) for path in folder.iterdir()]
-            assert len(pids) == jobs
             run.terminate()
-            assert run.wait(30) == 143
+            assert run.wait(HANG) == 143
         for pid in pids:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
@@ -333,19 +349,14 @@ def test_a_run_ends_with_the_process_that_started_it_though_that_was_killed(tmp_
     child = (
         "import os, sys, time; from linformer_hf.interruption import end_with_parent\n"
         "end_with_parent(); open(sys.argv[1] + '/part', 'w').write(str(os.getpid()))\n"
-        "os.rename(sys.argv[1] + '/part', sys.argv[1] + '/pid'); time.sleep(300)"
+        "os.rename(sys.argv[1] + '/part', sys.argv[1] + '/pid'); time.sleep(9000)"
     )
     parent = "import os, subprocess, sys; os.environ[sys.argv[3]] = str(os.getpid())\n"
     parent += "subprocess.run([sys.executable, '-P', '-c', sys.argv[1], sys.argv[2]])"
     with subprocess.Popen([*PYTHON, "-c", parent, child, str(tmp_path), PARENT]) as run:
-        until = time.monotonic() + 60
-        while not (tmp_path / "pid").exists() and time.monotonic() < until:
-            time.sleep(0.05)
+        wait_for((tmp_path / "pid").exists, lambda: run.poll() is None)
         left = psutil.Process(int((tmp_path / "pid").read_text()))
         time.sleep(0.5)
         assert left.is_running()
         run.kill()
-    _, alive = psutil.wait_procs([left], timeout=10)
-    for process in alive:
-        process.kill()
-    assert not alive
+    assert_gone([left], "it goes on without the process that started it")

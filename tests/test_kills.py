@@ -19,14 +19,16 @@ import pytest
 import torch
 
 import torture
-from linformer_hf import cells, cli
+from forks import SERVER
+from linformer_hf import cli
 from linformer_hf.convert import convert
 from linformer_hf.results import last_whole_checkpoint
 from test_runs import MODEL, TRAINING, results_of, tiny_data, write_recipe
+from waiting import HANG
 
 
 TASK = {"task": "files", "train_file": "rows.csv", "test_file": "rows.csv"}
-STEPS, LIMIT_SECONDS = 16, 120
+STEPS = 16
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 WRITING = os.O_WRONLY | os.O_RDWR
 # A function in the stack of the main thread -> what the run is at; the innermost one counts.
@@ -96,7 +98,7 @@ def recipes(texts, tiny_source, place) -> dict[str, list[str]]:
     every = {"save_steps": 3, "eval_steps": 5, "logging_steps": 1, "save_total_limit": 2, "max_steps": STEPS}
     training = {**TRAINING, **every, "per_device_train_batch_size": 7, "learning_rate": 0.001}
     source = tiny_source()
-    # Each run prepares a corpus of its own, with one tokenizer: one of its own could have other ids.
+    # Each run prepares a corpus of its own, with one tokenizer.
     data = {key: value for key, value in tiny_data(texts, place).items() if key not in ("cache_dir", "vocab_size")}
     data["tokenizer"] = str(source)
     pretrain = write_recipe(place / "pretrain.yaml", model=MODEL, data=data, training=training)
@@ -130,15 +132,13 @@ def recipes(texts, tiny_source, place) -> dict[str, list[str]]:
 
 def attempt(command: list[str], folder: Path, change: int | None = None, seconds: float | None = None) -> str:
     """Run a command in a forked process; what it noted at its end. Raises if it failed instead of being killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{cells.PACKAGE}.{verb}" for verb in ("cli", "distill", "finetune", "pretrain")])
     note = folder.with_suffix(".note")
     arguments = [*command, f"training.output_dir={folder}"]
     if command[0] != "finetune":
         arguments.append(f"data.cache_dir={folder}-cache")
-    process = context.Process(target=victim, args=(arguments, change, seconds, note, folder.parent))
+    process = SERVER.Process(target=victim, args=(arguments, change, seconds, note, folder.parent))
     process.start()
-    process.join(LIMIT_SECONDS)
+    process.join(HANG)
     if process.exitcode is None:
         process.kill()
     said = note.with_suffix(".log").read_text(errors="replace")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -15,17 +14,18 @@ import psutil
 import pytest
 
 import torture
+from forks import SERVER, pair
 from linformer_hf import cli
 from linformer_hf.cells import folder_name
 from linformer_hf.results import last_whole_checkpoint
 from test_kills import STEPS, assert_equal_runs, victim
 from test_processes import HALF, TORCHRUN, script
 from test_runs import MODEL, TRAINING, results_of, tiny_data, write_recipe
+from waiting import HANG, assert_gone, wait_for
 
 
-LIMIT_SECONDS = 120
 # One of the two processes kills itself, as KILL says: [rank, event, number]. Each "open" counts that writes.
-# With "slow" none does, and both wait before each step.
+# With "hold" none does, and both wait at that step to be killed.
 HOOK = """
 import json, os, signal, sys, time
 from transformers import Trainer as T
@@ -37,15 +37,23 @@ def count():
     if seen == number: os.kill(os.getpid(), signal.SIGKILL)
 def audit(name, given):
     if name == "os.rename" or (name == "open" and isinstance(given[2], int) and given[2] & 3): count()
-if event == "slow":
+if event == "hold":
     step = T.training_step
-    T.training_step = lambda *given: (time.sleep(number), step(*given))[1]
+    T.training_step = lambda *given: (given[0].state.global_step == number and time.sleep(9000), step(*given))[1]
 elif rank == int(os.environ["RANK"]):
     if event == "change":
         sys.addaudithook(audit)
     else:
         whole = getattr(T, event)
         setattr(T, event, lambda *given: (count(), whole(*given))[1])
+"""
+
+
+HOLD = """
+import time
+from transformers import Trainer as T
+step = T.training_step
+T.training_step = lambda *given: (given[0].state.global_step >= 5 and time.sleep(9000), step(*given))[1]
 """
 
 
@@ -62,14 +70,19 @@ def recipe(texts, place) -> str:
 
 
 @pytest.fixture(scope="module")
-def start(recipe, place):
-    """`start(folder, kill)` starts two processes on a run, in a group and with a log of their own."""
+def program(place) -> Path:
     program = place / "program.py"
     program.write_text(script("pretrain", HOOK), encoding="utf-8")
+    return program
+
+
+@pytest.fixture(scope="module")
+def start(program, recipe):
+    """`start(folder, kill)` lets torchrun start two processes on a run, with a log of their own."""
 
     def begin(folder: Path, kill: list | None = None) -> subprocess.Popen:
         command = [*TORCHRUN, str(program), recipe, f"training.output_dir={folder}", HALF, "--resume"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"KILL": json.dumps(kill)} if kill else {})}
+        environment = {**os.environ, **({"KILL": json.dumps(kill)} if kill else {})}
         with folder.with_suffix(".log").open("wb") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -87,48 +100,52 @@ def step_of(folder: Path) -> int:
 
 def ends(run: subprocess.Popen) -> int:
     try:
-        return run.wait(LIMIT_SECONDS)
+        return run.wait(HANG)
     finally:
         run.kill()
 
 
 @pytest.fixture(scope="module")
-def whole(start, place) -> Path:
+def finish(program, recipe):
+    """`finish(folder)` does so in two processes without a torchrun, whose start takes longer than the run."""
+
+    def end(folder: Path) -> None:
+        log = folder.with_suffix(".log")
+        codes = pair(program, recipe, f"training.output_dir={folder}", HALF, "--resume", log=log)
+        assert codes == [0, 0], [log.with_suffix(f".{rank}.log").read_text(errors="replace") for rank in range(2)]
+
+    return end
+
+
+@pytest.fixture(scope="module")
+def whole(finish, place) -> Path:
     """The run of two processes that nothing interrupts."""
-    folder = place / "whole"
-    assert ends(start(folder)) == 0, log_of(folder)
-    return folder
+    finish(place / "whole")
+    return place / "whole"
 
 
-def killed_launcher(start, folder: Path, seconds: float) -> None:
-    """kill -9 of torchrun itself, some time after a new checkpoint; its processes end with it."""
+def killed_launcher(start, folder: Path, step: int) -> None:
+    """kill -9 of torchrun itself, at that step after a new checkpoint; its processes end with it."""
     before = step_of(folder)
-    run = start(folder, [-1, "slow", 0.2])  # else it may be at its end before it is killed
+    run = start(folder, [-1, "hold", step])
+    wait_for(lambda: step_of(folder) > before, lambda: run.poll() is None)
     processes = psutil.Process(run.pid).children(recursive=True)
-    until = time.monotonic() + LIMIT_SECONDS
-    while step_of(folder) == before and run.poll() is None and time.monotonic() < until:
-        processes = psutil.Process(run.pid).children(recursive=True) or processes
-        time.sleep(0.1)
-    time.sleep(seconds)
     run.kill()
     run.wait()
     assert len(processes) >= 2, log_of(folder)
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    for process in alive:
-        process.kill()
-    assert not alive, "processes train on without their torchrun"
+    assert_gone(processes, "processes train on without their torchrun")
 
 
 @pytest.mark.torture
-def test_two_processes_killed_one_or_all_end_as_if_they_had_not_been(start, whole, place):
+def test_two_processes_killed_one_or_all_end_as_if_they_had_not_been(start, finish, whole, place):
     draw, folder = random.Random(0), place / "killed"
     # The second process dies before its random numbers are in checkpoint-6, which must then not be taken for whole.
     assert ends(start(folder, [1, "_save_rng_state", 2])) != 0
     assert (folder / "checkpoint-6").exists(), log_of(folder)
     assert step_of(folder) == 3
-    killed_launcher(start, folder, draw.uniform(0, 0.3))
+    killed_launcher(start, folder, draw.randint(7, STEPS - 1))
     assert 3 < step_of(folder) < STEPS
-    assert ends(start(folder)) == 0, log_of(folder)
+    finish(folder)
     assert_equal_runs(folder, whole)
     kills, where = 2, {"random state of the second process": 1, "torchrun": 1}
     for number in range(torture.times(0, 8)):
@@ -141,7 +158,7 @@ def test_two_processes_killed_one_or_all_end_as_if_they_had_not_been(start, whol
         assert status != 0 or (folder / "results.json").exists(), log_of(folder)
         if status:
             kills, where[event] = kills + 1, where.get(event, 0) + 1
-            assert ends(start(folder)) == 0, log_of(folder)
+            finish(folder)
         assert_equal_runs(folder, whole)
     torture.record("killed runs end bit-identical", run="two processes", kills=kills, phases=where)
 
@@ -158,33 +175,41 @@ def sweep(recipe, place) -> tuple[str, dict[str, Path]]:
     return write_recipe(place / "sweep.yaml", sweep=section), alone
 
 
+def held_victim(arguments: list[str], change: int | None, seconds: float | None, note: Path, folder: Path) -> None:
+    """With `seconds`, the cells, which come from a server that the sweep starts, wait from step 5 on to be killed."""
+    if seconds is not None:
+        hook = folder / "hook"
+        hook.mkdir(exist_ok=True)
+        (hook / "sitecustomize.py").write_text(HOLD, encoding="utf-8")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(hook), os.environ.get("PYTHONPATH")]))
+    victim(arguments, change, None, note, folder)
+
+
 def swept(recipe: str, folder: Path, change: int | None = None, seconds: float | None = None) -> str:
     """Run the sweep in a forked process; where it was killed, or how it ended.
 
     Args:
         change: of the sweep's own files, at which it is killed.
-        seconds: after the first checkpoint of a cell, when it is killed.
+        seconds: after the first checkpoint of a cell, when it is killed; the cells do not come to their end before.
     """
-    context = multiprocessing.get_context("forkserver")
     note = folder.with_suffix(".note")
     arguments = ["sweep", recipe, f"sweep.output_dir={folder}"]
-    process = context.Process(target=victim, args=(arguments, change, None, note, folder.parent))
+    process = SERVER.Process(target=held_victim, args=(arguments, change, seconds, note, folder.parent))
     process.start()
     children = []
-    until = time.monotonic() + LIMIT_SECONDS
-    while process.exitcode is None and time.monotonic() < until:
+
+    def noted() -> bool:
+        nonlocal children
         with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(process.pid).children(recursive=True) or children
-        if seconds is not None and any(folder.glob("*/*/checkpoint-*")):
-            time.sleep(seconds)
-            break
-        process.join(0.02)
+        return process.exitcode is not None or (seconds is not None and any(folder.glob("*/*/checkpoint-*")))
+
+    wait_for(noted)
+    if seconds is not None:
+        time.sleep(seconds)
     process.kill()
     process.join()
-    _, alive = psutil.wait_procs(children, timeout=10)
-    for child in alive:
-        child.kill()
-    assert not alive, "cells train on without their sweep"
+    assert_gone(children, "cells train on without their sweep")
     assert process.exitcode in (0, -signal.SIGKILL), note.with_suffix(".log").read_text(errors="replace")
     return note.read_text() or "cells: by the clock"
 

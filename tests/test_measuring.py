@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,24 @@ from linformer_hf import measuring
 from linformer_hf.measuring import Samples, interleave, peak_bytes, timed
 
 
-def test_every_case_gets_its_samples_in_rounds():
+@pytest.fixture
+def spend(monkeypatch):
+    """`spend(seconds, cpu)` lets so much time pass, of a clock that nothing else moves."""
+    clock = {"wall": 0.0, "cpu": 0.0, "busy": 0.0}
+
+    def passed(seconds: float, cpu: float = 0.0, busy: float = 0.0) -> None:
+        for name, more in (("wall", seconds), ("cpu", cpu), ("busy", busy)):
+            clock[name] += more
+
+    own = SimpleNamespace(perf_counter=lambda: clock["wall"], process_time=lambda: clock["cpu"])
+    monkeypatch.setattr(measuring, "time", own)
+    monkeypatch.setattr(measuring, "busy_seconds", lambda: clock["busy"])
+    return passed
+
+
+def test_every_case_gets_its_samples_in_rounds(spend):
     calls = []
-    cases = {name: lambda name=name: calls.append(name) or time.sleep(0.12) for name in "abc"}
+    cases = {name: lambda name=name: calls.append(name) or spend(0.12) for name in "abc"}
     found = interleave(cases, samples=4, warm_up=1)
     assert {name: len(samples.wall) for name, samples in found.items()} == dict.fromkeys("abc", 4)
     rounds = [calls[start : start + 3] for start in range(3, len(calls), 3)]
@@ -20,12 +36,11 @@ def test_every_case_gets_its_samples_in_rounds():
     assert len(set(map(tuple, rounds))) > 1  # the order is drawn
 
 
-def test_short_code_is_called_often_and_time_is_that_of_a_call():
+def test_short_code_is_called_often_and_time_is_that_of_a_call(spend):
     count = []
-    found = interleave({"short": lambda: count.append(1) or time.sleep(0.002)}, samples=3)["short"].summary()
-    assert len(count) > 30
-    assert 0.002 <= found["wall_s"] < 0.02
-    assert found["cpu_s"] < found["wall_s"]
+    found = interleave({"short": lambda: count.append(1) or spend(0.002, 0.001)}, samples=3)["short"].summary()
+    assert len(count) == 2 + 3 * 50  # a tenth of a second, after the warm-up
+    assert (found["wall_s"], found["cpu_s"]) == pytest.approx((0.002, 0.001))
 
 
 def test_the_median_leaves_contended_samples_out_where_three_others_remain():
@@ -38,10 +53,8 @@ def test_the_median_leaves_contended_samples_out_where_three_others_remain():
 
 
 @pytest.mark.parametrize(("busy", "contended"), [(0.0, False), (0.5, True)])
-def test_other_processes_are_noticed(monkeypatch, busy, contended):
-    clock = iter([100.0, 100.0 + busy])
-    monkeypatch.setattr(measuring, "busy_seconds", lambda: next(clock))
-    assert timed(lambda: time.sleep(0.1), 1)[2] is contended
+def test_other_processes_are_noticed(spend, busy, contended):
+    assert timed(lambda: spend(0.1, cpu=0.09, busy=0.09 + busy), 1)[2] is contended
 
 
 def test_without_proc_stat_nothing_is_called_contended(monkeypatch):
@@ -51,15 +64,15 @@ def test_without_proc_stat_nothing_is_called_contended(monkeypatch):
 
 def test_our_own_threads_are_not_other_processes():
     def spin():
-        end = time.perf_counter() + 0.3
-        while time.perf_counter() < end:
+        while time.thread_time() < 0.05:
             torch.ones(200, 200) @ torch.ones(200, 200)
 
-    thread = threading.Thread(target=spin)
-    thread.start()
-    _, cpu, _ = timed(lambda: time.sleep(0.2), 1)
-    thread.join()
-    assert cpu > 0.02  # counted as ours, so it is subtracted from what the machine did
+    def call():
+        thread = threading.Thread(target=spin)
+        thread.start()
+        thread.join()
+
+    assert timed(call, 1)[1] > 0.04  # counted as ours, so it is subtracted from what the machine did
 
 
 def test_peak_is_the_most_that_was_held_at_one_moment():

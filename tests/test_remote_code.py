@@ -12,6 +12,7 @@ import transformers
 
 import linformer_hf
 from reference import tiny_batch, tiny_config, tiny_model
+from waiting import HANG
 
 
 HEADS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
@@ -124,7 +125,7 @@ def report(saved, tmp_path_factory):
     # -I: no PYTHONPATH, no user site, no script folder on sys.path.
     command = [sys.executable, "-I", "-c", CHILD, str(saved[0]), json.dumps(AUTO_CLASSES)]
     run = subprocess.run(
-        command, cwd=elsewhere, env=environment, input="", capture_output=True, text=True, timeout=300, check=False
+        command, cwd=elsewhere, env=environment, input="", capture_output=True, text=True, timeout=HANG, check=False
     )
     assert run.returncode == 0, run.stderr
     return json.loads((saved[0] / "report.json").read_text())

@@ -30,6 +30,7 @@ from linformer_hf.sources import read_source
 from linformer_hf.sweep import Sweep
 from test_runs import MODEL, TRAINING, error_line, tiny_data, write_recipe
 from torture import LONG, record
+from waiting import HANG
 
 
 pytestmark = pytest.mark.torture
@@ -458,11 +459,11 @@ def test_local_input_needs_no_network(model, recipe, tuning, texts, tmp_path, ti
     offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     environment = {name: value for name, value in os.environ.items() if name not in offline}
     command = [sys.executable, "-P", "-c", ALONE, json.dumps(commands)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment, check=False)
     assert "NETWORK" not in ran.stderr, ran.stderr[-2000:]
     assert ran.returncode == 0, ran.stderr[-3000:]
     command[-1] = json.dumps([["convert", "jane/no-such-model", str(out / "hub")]])
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment, check=False)
     assert ran.returncode == 99, "a Hub name asks the network, so the block works"
     assert "NETWORK" in ran.stderr
 
@@ -481,7 +482,7 @@ def test_a_token_in_the_environment_or_on_the_command_line_is_written_nowhere(re
     environment = {**os.environ, "HF_TOKEN": TOKEN, "HUGGING_FACE_HUB_TOKEN": TOKEN, "WANDB_API_KEY": TOKEN}
     # The last argument is one of a program that calls this package; sys.argv goes into results.json.
     command = [sys.executable, "-P", "-c", program, json.dumps(commands), f"--token={TOKEN}"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert TOKEN not in ran.stdout + ran.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]

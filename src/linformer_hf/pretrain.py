@@ -254,7 +254,8 @@ def train_legs(
 def used_tokenizer(legs: list[Leg]) -> PreTrainedTokenizerBase | None:
     """The tokenizer that the interrupted run trained with; None if it had not come to a checkpoint.
 
-    The cache may have lost that one (another machine, a damaged folder), and one trained anew has other ids.
+    The cache may have lost that one (another machine, a damaged folder), and one trained anew by another version of the
+    library may have other ids.
     """
     for leg in legs:
         place = leg.folder if (leg.folder / STAGE_FILE).exists() else results.last_whole_checkpoint(leg.folder)

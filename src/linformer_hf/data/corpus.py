@@ -327,7 +327,7 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
     folder = cache_folder(data.cache_dir) / f"corpus-{checksum(recipe)}"
 
     def write_documents(beside: Path, damaged: Path | None) -> None:
-        kept = None  # training a tokenizer again gives other ids, even on the same text
+        kept = None  # one trained again by another version of the library may have other ids
         with contextlib.suppress(FileNotFoundError):
             if data.tokenizer is None and damaged and not checksums.damage(damaged, ("tokenizer",)):
                 kept = str(damaged / "tokenizer")
@@ -381,7 +381,7 @@ def _write_documents(data: PretrainingData, folder: Path) -> None:
         "validation": documents.select(np.flatnonzero(held)),
     }
     if data.tokenizer is None:
-        tokenizer = train_tokenizer((row["text"] for row in splits["train"]), data)
+        tokenizer = train_tokenizer(splits["train"]["text"], data)
     else:
         tokenizer = load_tokenizer(data.tokenizer)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -463,15 +463,15 @@ def _tokenize(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -
 
 
 def train_tokenizer(texts: Iterable[str], data: PretrainingData) -> PreTrainedTokenizerBase:
-    """A new WordPiece (BERT's) or byte-level BPE (RoBERTa's) tokenizer."""
+    """A new WordPiece (BERT's) or byte-level BPE (RoBERTa's) tokenizer; equal texts, which are read twice, give one."""
     if data.tokenizer_type == "wordpiece":
-        base = BertTokenizer(do_lower_case=data.lowercase)
+        tokenizer = _train_wordpiece(texts, data)
     else:
         base = RobertaTokenizer(add_prefix_space=False)
         if data.lowercase:
             texts = (text.lower() for text in texts)
             base.backend_tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer = base.train_new_from_iterator(texts, data.vocab_size, show_progress=True)
+        tokenizer = base.train_new_from_iterator(texts, data.vocab_size, show_progress=True)
     if data.tokenizer_type == "byte_level_bpe" and data.lowercase:
         # RobertaTokenizer builds itself anew when it is loaded, without a normalizer; this class keeps what is saved.
         tokenizer = PreTrainedTokenizerFast(
@@ -481,6 +481,22 @@ def train_tokenizer(texts: Iterable[str], data: PretrainingData) -> PreTrainedTo
         )
     logger.info("trained a %s tokenizer of %s tokens", data.tokenizer_type, f"{len(tokenizer):,}")
     return tokenizer
+
+
+def _train_wordpiece(texts: Iterable[str], data: PretrainingData) -> BertTokenizer:
+    """The library numbers single characters within words (`##a`) as its hash tables happen to, and ties go by number.
+
+    So these come first, in order, given as if they were special tokens.
+    """
+    base = BertTokenizer(do_lower_case=data.lowercase)
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    written = set(base.backend_tokenizer.normalizer.normalize_str("".join(sorted(characters))))
+    split = base.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    within = [f"##{one}" for one in sorted(written) if split(f"a{one}")[0][0] == f"a{one}"]
+    trained = base.train_new_from_iterator(texts, data.vocab_size, new_special_tokens=within, show_progress=True)
+    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=data.lowercase)
 
 
 def stored(tokenizer: PreTrainedTokenizerBase, cache_dir: str | None) -> str:
@@ -741,7 +757,8 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
 
 
 def _place(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
+    """A number in [0, 1) that depends on the name alone, and not on where a folder stands on this machine."""
+    name = os.path.basename(name) if os.path.isabs(name) else name
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
