@@ -27,8 +27,9 @@ COUNTS = {
     "training": torture.times(300, 100_000),  # steps; at 70 a second about half an hour
 }
 SAMPLES = 100
-# Of 1,000 calls or steps. A tensor of this size kept at each call would be 64 KiB a call, one object one block.
-LIMIT_KIB, LIMIT_BLOCKS = 200.0, 500.0
+# Of 1,000 calls or steps. A tensor of this size kept at each call would be 64 KiB a call; an object is a block or more,
+# and Python keeps some hundreds of its own until it has seen them all.
+LIMIT_KIB, LIMIT_BLOCKS = 200.0, {True: 500.0, False: 5_000.0}[torture.LONG]
 
 
 class MallInfo(ctypes.Structure):
