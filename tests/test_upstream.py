@@ -139,6 +139,9 @@ class LinformerSuite:
         LinformerForMultipleChoice,
     )
     config_arguments: ClassVar[dict] = {}
+    # It wants what was renamed on loading to be named back on saving. Ours is for reading older files, and what is
+    # saved has the one new name (`test_files_with_the_older_names_of_the_bias_load`).
+    test_reverse_loading_mapping = None
 
     def setUp(self):
         self.model_tester = LinformerModelTester(self, **self.config_arguments)
