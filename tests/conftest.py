@@ -7,6 +7,7 @@ import atexit
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import zlib
@@ -30,6 +31,10 @@ os.environ.update(
     LINFORMER_HF_CACHE=f"{CACHE}/corpora",
     TOKENIZERS_PARALLELISM="false",
 )
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and so would every program that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCABULARY = (
     "the a river mountain keeper painter walked walking stood under over quietly Straße café naïve Björn Zoë old new "
