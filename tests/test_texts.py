@@ -45,7 +45,7 @@ def documents_of(rows, texts, tokenizer) -> set[str]:
 
 def test_calibration_and_held_out_rows_share_no_document(found, texts, tokenizer):
     own, unseen = found.held_out
-    assert (own, unseen) == (f"held-out documents of {texts}", UNSEEN)
+    assert (own, unseen) == (f"held-out documents of {texts.name}", UNSEEN)
     calibrated, measured = (documents_of(rows, texts, tokenizer) for rows in (found.calibration, found.held_out[own]))
     assert calibrated
     assert measured
@@ -98,7 +98,7 @@ def test_one_file_is_a_corpus_of_its_paragraphs(texts, tokenizer, cache, tmp_pat
     path.write_text("\n\n".join(file.read_text(encoding="utf-8") for file in sorted(texts.iterdir())), encoding="utf-8")
     found = text_rows(str(path), tokenizer, N, 10, 4, cache_dir=cache)
     assert len(found.calibration) == 10
-    assert len(found.held_out[f"held-out documents of {path}"]) > 0
+    assert len(found.held_out[f"held-out documents of {path.name}"]) > 0
 
 
 def test_too_little_text_is_refused(tokenizer, cache, tmp_path):
