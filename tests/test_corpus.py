@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from forks import ended, fork
 from linformer_hf.data import corpus as corpus_module
 from linformer_hf.data import demo_texts
 from linformer_hf.data.corpus import (
@@ -635,12 +634,14 @@ def test_rows_of_null_do_not_end_the_process(tmp_path, read):
     """pyarrow's reader of JSON does not survive them, so this is a process of its own."""
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"null\n" + b'{"text": "a", "label": 1}\n' * 9)
-    program = (
+    program, log = tmp_path / "program.py", tmp_path / "log"
+    program.write_text(
         "import sys; from linformer_hf.data import corpus, tasks\n"
-        f"path = sys.argv[1]\ntry: {read}\nexcept ValueError as error: print(error)"
+        f"path = sys.argv[1]\ntry: {read}\nexcept ValueError as error: print(error)",
+        encoding="utf-8",
     )
-    ran = subprocess.run([sys.executable, "-P", "-c", program, str(file)], capture_output=True, text=True, check=False)
-    assert (ran.returncode, "line 1: null is no row" in ran.stdout) == (0, True), ran.stderr
+    code = ended(fork(program, file, log=log))
+    assert (code, "line 1: null is no row" in log.read_text()) == (0, True)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
