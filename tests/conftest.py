@@ -36,6 +36,25 @@ os.environ.update(
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Each file is run by one process (--dist loadfile), which makes the fixtures of the file once.
+LONGEST = (
+    *("processes", "benchmark", "onnx", "upstream", "interruption", "export", "kills_of_groups", "modeling_linformer"),
+    *("push", "runs", "sources", "convert", "security", "corruption", "distill", "determinism", "numerics", "app"),
+    *(
+        "kills",
+        "boundaries",
+        "transforms",
+        "compare",
+        "endurance",
+        "fast_paths",
+        "fuzz",
+        "full_disk",
+        "sweep",
+        "cells",
+        "concurrency",
+        "docs",
+    ),
+)
 VOCABULARY = (
     "the a river mountain keeper painter walked walking stood under over quietly Straße café naïve Björn Zoë old new "
     "lantern harbour stone window letter reading written unreadable rewritten garden gardener and or with without 42"
@@ -52,6 +71,12 @@ def pytest_configure(config):
     if SEED:
         config.option.hypothesis_seed = str(SEED)
         other_seeds()
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that no process is left with one of them at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem.removeprefix("test_"), len(order)))
 
 
 def other_seeds() -> None:
