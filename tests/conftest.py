@@ -84,13 +84,13 @@ def other_seeds() -> None:
     import torch
 
     def given_by_a_test() -> bool:
-        return Path(sys._getframe(2).f_code.co_filename).parent == Path(__file__).parent
+        return Path(__file__).parent in Path(sys._getframe(2).f_code.co_filename).parents
 
     class Random(random.Random):
         def __init__(self, seed=None):
             super().__init__(f"{seed} {SEED}" if seed is not None and given_by_a_test() else seed)
 
-    class AnyGenerator(type):
+    class AnyGenerator(type(torch.Generator)):
         def __instancecheck__(cls, value):
             return isinstance(value, torch._C.Generator)
 
