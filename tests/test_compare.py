@@ -72,6 +72,16 @@ def test_every_cell_is_a_run_with_its_seed_and_the_chosen_rate(ran):
     assert "majority" in table
 
 
+def test_of_equally_good_rates_the_first_is_chosen_whichever_run_ends_first(place, tmp_path, monkeypatch):
+    def backwards(made, jobs, title):
+        yield from ((number, {"metrics": {"validation_accuracy": 0.5}}) for number in reversed(range(len(made))))
+
+    monkeypatch.setattr(verb, "run_all", backwards)
+    section, path = read_recipe(place / "r.yaml").build("compare"), str(place / "task.yaml")
+    found = verb.choose_rates(section, path, tmp_path)
+    assert [list(tried) for tried in found.values()] == [[0.0, 0.01]] * 2
+
+
 def test_finished_cells_are_not_run_again_and_unfinished_ones_are(ran, place, monkeypatch):
     called = []
     monkeypatch.setattr(cells.Children, "wait_for", lambda self, start: called.append(start))

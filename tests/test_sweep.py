@@ -74,6 +74,14 @@ def test_cells_differ_in_their_overrides_only(ran):
         assert (ran / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_seeds_stand_in_the_recipes_order_whichever_run_ends_first(ran, place, tmp_path, monkeypatch):
+    done = json.loads((ran / "K-8" / "seed-5" / "results.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(verb, "run_all", lambda made, *_: [(number, done) for number in reversed(range(len(made)))])
+    verb.sweep(place / "r.yaml", ["sweep.seeds=[5, 6, 7]", f"sweep.output_dir={tmp_path / 'out'}"])
+    content = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert [list(seeds) for seeds in content["cells"].values()] == [["5", "6", "7"]] * 2
+
+
 def test_finished_cells_are_not_run_again(ran, place, monkeypatch):
     monkeypatch.setattr(cells.Children, "call", lambda self, command, env: pytest.fail("a finished cell was run again"))
     before = (ran / "results.json").read_bytes()

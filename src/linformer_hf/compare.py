@@ -132,7 +132,8 @@ def make_cell(section: Comparison, recipe: str, folder: Path, name: str, seed: i
 def choose_rates(section: Comparison, recipe: str, folder: Path) -> dict[str, dict[float, float]]:
     """Validation accuracy of the first seed for every checkpoint and learning rate, where there is a choice.
 
-    A run that fails has none: its message is on the terminal or in its log.
+    A run that fails has none: its message is on the terminal or in its log. In the recipe's order, whichever run ends
+    first: of equally good rates the first is chosen.
     """
     found: dict[str, dict[float, float]] = {name: {} for name in section.checkpoints}
     if section.has_choice:
@@ -143,7 +144,7 @@ def choose_rates(section: Comparison, recipe: str, folder: Path) -> dict[str, di
                 name, rate = places[place]
                 metrics = done["metrics"]
                 found[name][rate] = metrics[next(key for key in metrics if key.startswith("validation_"))]
-    return found
+    return {name: {rate: v[rate] for rate in section.learning_rates if rate in v} for name, v in found.items()}
 
 
 def task_runs(section: Comparison, recipe: str, folder: Path) -> dict[str, Any]:

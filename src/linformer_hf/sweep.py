@@ -132,7 +132,8 @@ def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     places = [(name, seed) for seed in section.seeds for name in section.cells]
     for place, done in run_all([section.cell(*cell) for cell in places], section.jobs, "pretraining cells"):
         name, seed = places[place]
-        runs[name][str(seed)] = {"failed": True} if done is None else kept(done)
+        found = {**runs[name], str(seed): {"failed": True} if done is None else kept(done)}
+        runs[name] = {one: found[one] for one in map(str, section.seeds) if one in found}  # whichever ends first
         results.write_text(folder / TABLE_FILE, render(runs) + "\n")
     table = render(runs)
     plot(folder / STEPS_FILE, runs, "step", "optimizer steps")
