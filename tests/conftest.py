@@ -39,7 +39,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Each file is run by one process (--dist loadfile), which makes the fixtures of the file once.
 LONGEST = (
     *("processes", "benchmark", "onnx", "upstream", "interruption", "export", "kills_of_groups", "modeling_linformer"),
-    *("push", "runs", "sources", "convert", "security", "corruption", "distill", "determinism", "numerics", "app"),
+    *("push", "run", "sources", "convert", "security", "corruption", "distill", "determinism", "numerics", "app"),
     *(
         "kills",
         "boundaries",
@@ -50,7 +50,7 @@ LONGEST = (
         "fuzz",
         "full_disk",
         "sweep",
-        "cells",
+        "grid",
         "concurrency",
         "docs",
     ),
@@ -140,7 +140,8 @@ def texts(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizers(texts) -> dict:
     """A trained tokenizer of each kind."""
-    from linformer_hf.data.corpus import PretrainingData, Source, train_tokenizer
+    from linformer_hf.data.documents import PretrainingData, Source
+    from linformer_hf.data.tokenizer import train_tokenizer
 
     lines = [file.read_text(encoding="utf-8") for file in sorted(texts.iterdir())]
     source = Source(kind="files", path=str(texts))

@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from linformer_hf.interruption import PARENT
+from linformer_hf.utils.processes import PARENT
 from waiting import HANG
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([f"linformer_hf.{verb}" for verb in ("cli", "distill", "finetune", "pretrain")])
+SERVER.set_forkserver_preload(
+    ["linformer_hf.cli", *(f"linformer_hf.training.{verb}" for verb in ("distill", "finetune", "pretrain"))]
+)
 
 
 def fork(program: str | Path, *arguments: object, log: Path, **environment: str) -> multiprocessing.Process:

@@ -114,7 +114,7 @@ def recipes() -> str:
     shown: dict[type, str] = {}
     for verb in (*cli.RECIPE_VERBS, "reproduce"):
         parts += [f"## {verb}"]
-        for section, hint in importlib.import_module(f"linformer_hf.{verb}").SECTIONS.items():
+        for section, hint in importlib.import_module(f"linformer_hf.{cli.MODULES[verb]}").SECTIONS.items():
             inner = next(dataclasses_in(hint))
             parts.append(f"### Section `{section}` {{ #{verb}-{section} }}")
             if typing.get_origin(hint) is list:
@@ -172,11 +172,12 @@ def configuration() -> str:
 def python() -> str:
     """Directives that mkdocstrings replaces by signatures and docstrings."""
     functions = [
-        "linformer_hf.convert.convert",
-        "linformer_hf.convert.convert_model",
-        "linformer_hf.sources.read_source",
+        "linformer_hf.conversion.convert.convert",
+        "linformer_hf.conversion.convert.convert_model",
+        "linformer_hf.conversion.huggingface.read_source",
     ]
-    functions += [f"linformer_hf.{verb}.{verb}" for verb in ("pretrain", "finetune", "distill", "export", "push")]
+    verbs = ("pretrain", "finetune", "distill", "export", "push")
+    functions += [f"linformer_hf.{cli.MODULES[verb]}.{verb}" for verb in verbs]
     parts = [
         "# Python",
         "`import linformer_hf` registers the family with the Auto classes; most programs need nothing else. The heads "

@@ -1,16 +1,10 @@
 """Linformer for Hugging Face Transformers: importing the package registers the family with the Auto classes."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+from importlib import import_module
 
-from .configuration_linformer import LinformerConfig
+import transformers
+
+from .configuration_linformer import AUTO_MAP, LinformerConfig
 from .modeling_linformer import (
     LinformerForMaskedLM,
     LinformerForMultipleChoice,
@@ -24,20 +18,27 @@ from .modeling_linformer import (
 
 __version__ = "0.1.0"
 
-AutoConfig.register("linformer", LinformerConfig)
+transformers.AutoConfig.register("linformer", LinformerConfig)
 LinformerConfig.register_for_auto_class()
-for auto_class, model_class in (
-    (AutoModel, LinformerModel),
-    (AutoModelForMaskedLM, LinformerForMaskedLM),
-    (AutoModelForSequenceClassification, LinformerForSequenceClassification),
-    (AutoModelForTokenClassification, LinformerForTokenClassification),
-    (AutoModelForQuestionAnswering, LinformerForQuestionAnswering),
-    (AutoModelForMultipleChoice, LinformerForMultipleChoice),
-):
-    auto_class.register(LinformerConfig, model_class)
-    # save_pretrained then copies the three modelling files beside the weights, for `trust_remote_code=True`.
-    model_class.register_for_auto_class(auto_class.__name__)
-del auto_class, model_class
+for auto_class, target in AUTO_MAP.items():
+    if auto_class != "AutoConfig":
+        model_class = globals()[target.partition(".")[2]]
+        getattr(transformers, auto_class).register(LinformerConfig, model_class)
+        # save_pretrained then copies the three modelling files beside the weights, for `trust_remote_code=True`.
+        model_class.register_for_auto_class(auto_class)
+del auto_class, target, model_class
+
+VERBS = {"convert": "conversion", "export": "hub", "push": "hub"} | dict.fromkeys(
+    ("pretrain", "finetune", "distill"), "training"
+)
+
+
+def __getattr__(name: str):
+    """The verbs, imported when first used: `from linformer_hf import convert`."""
+    if name not in VERBS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{VERBS[name]}.{name}", __name__), name)
+
 
 __all__ = [
     "LinformerConfig",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .interruption import end_with_parent, sigterm_raises
+from .utils.processes import end_with_parent, sigterm_raises
 
 
 RECIPE_VERBS = {
@@ -25,6 +25,15 @@ RECIPE_VERBS = {
     "sweep": "pretrain one recipe many times, changed along K, sharing, N, ... (the paper's Figure 3)",
     "theory": "the paper's two theorems, measured on attention maps beside their bounds",
     "compare": "fine-tune several checkpoints alike, on several tasks with several seeds, into one table",
+}
+MODULES = {
+    **{verb: f"training.{verb}" for verb in ("pretrain", "finetune", "distill")},
+    **{verb: f"paper.{verb}" for verb in ("spectrum", "theory", "sweep", "compare", "reproduce")},
+    **{verb: f"hub.{verb}" for verb in ("push", "export")},
+    "convert": "conversion.convert",
+    "benchmark": "benchmark.benchmark",
+    "demo": "demo.demo",
+    "app": "app.app",
 }
 SCALES = ("quick", "cpu", "paper")
 EVERYWHERE = ("verb", "traceback", "quiet", "json")  # options that no verb sees
@@ -244,7 +253,7 @@ def _tell(options: argparse.Namespace, place: Any) -> None:
 
 def _run(options: argparse.Namespace) -> Any:
     """Call the verb; what it returns: where its results are."""
-    verb = getattr(importlib.import_module(f".{options.verb}", __package__), options.verb)
+    verb = getattr(importlib.import_module(f".{MODULES[options.verb]}", __package__), options.verb)
     if options.verb == "demo":
         return verb(options.output, force=options.force)
     if options.verb == "reproduce":

@@ -22,6 +22,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
+from .utils.places import ACCESS_TOKEN
+
 
 # Fields of TrainingArguments that a run's folder cannot keep its promises with.
 _REFUSED = {
@@ -29,7 +31,6 @@ _REFUSED = {
     "push_to_hub": "would send the folder before results and model card are in it; run `linformer-hf push FOLDER "
     "USER/NAME` when the run is finished",
 }
-ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 class RecipeError(ValueError):

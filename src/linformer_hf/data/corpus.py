@@ -7,148 +7,52 @@ name: never by line, and the same in every run.
 """
 
 import contextlib
-import fcntl
-import glob
 import hashlib
 import itertools
 import json
 import logging
 import os
-import platform
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.arrow_writer import ArrowWriter
-from tokenizers import normalizers
 from tqdm.auto import tqdm
 from transformers import (
     AutoTokenizer,
-    BertTokenizer,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    RobertaTokenizer,
 )
 
-from .. import checksums, full_disk
-from . import demo_texts, tables
+from ..utils import checksums
+from .cache import cache_folder, checksum, is_whole, made_once, write_plain_json
+from .documents import (
+    FORMAT,
+    PretrainingData,
+    check_column,
+    demo_documents,
+    documents_from,
+    file_stamps,
+    load_rows,
+    read_documents,
+    shares,
+)
 from .packing import Packed, pack, split_tokens
+from .tokenizer import load_tokenizer, stored, train_tokenizer
 
 
 logger = logging.getLogger(__name__)
 
 # Else `load_dataset` tells a server about every load, of local files too.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-FORMAT = 4  # raise it when the content of prepared folders changes: old ones are then not found any more
 # Prose ends a sentence with one of .!? and closing quotes before white space; a blank line ends one anywhere.
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+|\n\s*\n")
 _TOKEN_FEATURES = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})  # lengths of sentences
 _ROW_FEATURES = Features({"input_ids": List(Value("int32"))})
-
-
-@dataclass
-class Source:
-    """Where documents come from.
-
-    Args:
-        kind: `hub` (a data set repository), `files` (local .txt, .jsonl, .json, .csv or .tsv, also as .gz, or
-            .parquet), `demo` (text of installed packages).
-        name, config, split, revision: the repository, its configuration, split and commit (hub). For `demo`, `name` is
-            one of demo_texts.COLLECTIONS; left out, it means the demo's own three.
-        path: a file, a folder or a glob (files).
-        text_column: the column that holds the text (hub, and files other than .txt).
-        sample_by: what one document of a .txt file is.
-        rows_per_document: so many rows in a row make one document (BookCorpus has a sentence in each row).
-        weight: chance of drawing the next document here, relative to the other sources. If every source has one, they
-            are interleaved until the first is exhausted; else each source is read whole, one after the other.
-    """
-
-    kind: Literal["hub", "files", "demo"]
-    name: str | None = None
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    path: str | None = None
-    text_column: str = "text"
-    sample_by: Literal["document", "paragraph", "line"] = "document"
-    rows_per_document: int = 1
-    weight: float | None = None
-
-    def __post_init__(self) -> None:
-        needed = {"hub": "name", "files": "path"}.get(self.kind)
-        if needed and not getattr(self, needed):
-            raise ValueError(f"a source of kind {self.kind!r} needs {needed!r}.")
-        if self.kind == "demo" and self.name is not None and self.name not in demo_texts.COLLECTIONS:
-            known = ", ".join(demo_texts.COLLECTIONS)
-            raise ValueError(f"a source of kind 'demo' has the names {known}, not {self.name!r}.")
-        if self.weight is not None and self.weight <= 0:
-            raise ValueError(f"weight must be positive, got {self.weight}; leave out a source that is not wanted.")
-        if self.rows_per_document < 1:
-            raise ValueError(f"rows_per_document must be at least 1, got {self.rows_per_document}.")
-
-    @property
-    def title(self) -> str:
-        return {"hub": f"{self.name}", "files": f"{self.path}", "demo": self.name or "demo"}[self.kind]
-
-
-@dataclass
-class PretrainingData:
-    """Section `data` of a pretraining recipe.
-
-    Args:
-        sources: where documents come from.
-        tokenizer: name or folder of an existing tokenizer; left out, one is trained on the training documents.
-        tokenizer_type, vocab_size, lowercase: the tokenizer to train.
-        packing: `full_sentences`, `contiguous` or `document` (see `packing.py`).
-        sequence_length: tokens in a row; by default the model's max_position_embeddings.
-        mlm_probability: share of tokens to predict; `eval_mlm_probability` is validation's, by default the same.
-        mask_fractions: shares of these that become [MASK], a random token, or stay.
-        whole_word_masking: choose whole words.
-        validation_fraction: share of documents that are held out.
-        validation_documents: streaming only: so many first documents of the stream are held out.
-        max_documents: stop after so many documents of each source.
-        streaming: read, tokenise and pack while training, pass after pass in one order, with no prepared copy.
-        cache_dir: where prepared corpora lie (default: $LINFORMER_HF_CACHE, else ~/.cache/linformer_hf).
-        num_proc: processes for tokenising.
-        seed: of masking and of interleaving.
-    """
-
-    sources: list[Source]
-    tokenizer: str | None = None
-    tokenizer_type: Literal["wordpiece", "byte_level_bpe"] = "wordpiece"
-    vocab_size: int = 30522
-    lowercase: bool = True
-    packing: Literal["full_sentences", "contiguous", "document"] = "full_sentences"
-    sequence_length: int | None = None
-    mlm_probability: float = 0.15
-    eval_mlm_probability: float | None = None
-    mask_fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
-    whole_word_masking: bool = False
-    validation_fraction: float = 0.01
-    validation_documents: int = 500
-    max_documents: int | None = None
-    streaming: bool = False
-    cache_dir: str | None = None
-    num_proc: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("sources is empty; name at least one, such as {kind: files, path: texts/*.txt}.")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}.")
-        weighted = [source.weight is not None for source in self.sources]
-        if any(weighted) and not all(weighted):
-            raise ValueError("give every source a weight, or none.")
-        if self.streaming and self.tokenizer is None:
-            raise ValueError("streaming needs an existing tokenizer: set data.tokenizer to its name or folder.")
 
 
 @dataclass
@@ -190,122 +94,6 @@ class PreparedCorpus:
     folder: Path | None = None
 
 
-def cache_folder(cache_dir: str | None) -> Path:
-    return Path(cache_dir or os.environ.get("LINFORMER_HF_CACHE") or Path.home() / ".cache" / "linformer_hf")
-
-
-def _beside(target: Path) -> str:
-    """How the names begin that this machine writes `target` under; another's work is not cleared away."""
-    return f".{target.name}.{platform.node()}."
-
-
-@contextlib.contextmanager
-def _room_named(folder: Path) -> Iterator[None]:
-    """Turn what a full disk raises into a DiskFull that names the folders that are written to."""
-    try:
-        yield
-    except full_disk.DiskFull:
-        raise
-    except Exception as error:
-        reason = full_disk.reason(error)
-        if reason is None:
-            raise
-        raise full_disk.DiskFull(
-            f"preparing the corpus failed ({reason}): {folder} or {datasets.config.HF_DATASETS_CACHE} is full, and "
-            "nothing half was left there. Make room and give the same command again, or set data.cache_dir and the "
-            "environment variable HF_DATASETS_CACHE to folders with more of it."
-        ) from error
-
-
-@contextlib.contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `target` when the block ends well. The first process to finish wins."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=_beside(target), dir=target.parent))
-    try:
-        yield beside
-        checksums.write(beside)
-        try:
-            os.rename(beside, target)
-        except OSError:
-            if not target.is_dir():  # else another process has written the same meanwhile
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _whole(folder: Path, only: Iterable[str] | None = None) -> bool:
-    """Whether `folder` is there and what it was (of it `only` these files and folders); else the log says why not."""
-    if not folder.is_dir():
-        return False
-    try:
-        problem = checksums.damage(folder, only)
-    except FileNotFoundError as error:
-        problem = str(error)
-    if problem:
-        logger.warning("The cached %s is damaged (%s): it is made again.", folder, problem)
-    return problem is None
-
-
-@contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """One process at a time makes `target`; others wait here. Readers need no lock: a whole folder never changes.
-
-    The system takes the lock from a process that dies, however it dies; what that process was writing is removed.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path = target.with_name(f".{target.name}.lock")
-    try:
-        file = _locked(path)
-    except OSError as error:  # a file system without locks: then two may prepare the same, and the first one wins
-        logger.warning("%s cannot be locked (%s).", target, error.strerror)
-        yield
-        return
-    with file:
-        try:
-            for half in target.parent.glob(glob.escape(_beside(target)) + "*/"):
-                shutil.rmtree(half, ignore_errors=True)
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _locked(path: Path) -> Any:
-    """The file, opened and locked. Not flock: processes that this one forks would hold on to that."""
-    while True:
-        with contextlib.ExitStack() as unless_kept:
-            file = unless_kept.enter_context(path.open("a"))
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):  # else the process that had it has removed it meanwhile
-                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                    unless_kept.pop_all()
-                    return file
-
-
-def _make(target: Path, write: Callable[[Path, Path | None], None], only: Iterable[str] | None = None) -> None:
-    """Make the folder `target`, unless it is there and, as far as it is read (`only`), whole.
-
-    Args:
-        write: is given the folder to fill and, where there was a damaged one, where that is now.
-    """
-    if _whole(target, only):
-        return
-    with _room_named(target.parent), _alone(target), contextlib.ExitStack() as last:
-        if _whole(target, only):  # another process has made it meanwhile
-            return
-        damaged = None
-        if target.exists():
-            aside = Path(tempfile.mkdtemp(prefix=_beside(target), dir=target.parent))
-            last.callback(shutil.rmtree, aside, ignore_errors=True)
-            damaged = target.rename(aside / target.name)
-        with written_whole(target) as beside:
-            write(beside, damaged)
-
-
-def checksum(recipe: Any) -> str:
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
     """Rows of at most `length` tokens, from the cache or prepared now.
 
@@ -320,7 +108,7 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
         data = replace(data, tokenizer=stored(load_tokenizer(data.tokenizer), data.cache_dir))
     recipe = {
         "format": FORMAT,
-        "sources": [{**asdict(source), "files": _file_stamps(source)} for source in data.sources],
+        "sources": [{**asdict(source), "files": file_stamps(source)} for source in data.sources],
         **{key: getattr(data, key) for key in ("tokenizer_type", "vocab_size", "lowercase")},
         **{key: getattr(data, key) for key in ("tokenizer", "validation_fraction", "max_documents", "seed")},
     }
@@ -332,13 +120,13 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
             if data.tokenizer is None and damaged and not checksums.damage(damaged, ("tokenizer",)):
                 kept = str(damaged / "tokenizer")
         _write_documents(replace(data, tokenizer=kept or data.tokenizer), beside)
-        _write_json(beside / "recipe.json", recipe)
+        write_plain_json(beside / "recipe.json", recipe)
 
     rows = folder / f"rows-{data.packing}-{length}"
-    packed_already = _whole(rows)  # then the documents are not read
-    _make(folder, write_documents, ("tokenizer", "counts.json") if packed_already else None)
+    packed_already = is_whole(rows)  # then the documents are not read
+    made_once(folder, write_documents, ("tokenizer", "counts.json") if packed_already else None)
     if not packed_already or not rows.exists():
-        _make(rows, lambda beside, _: _write_rows(data, length, folder, beside))
+        made_once(rows, lambda beside, _: _write_rows(data, length, folder, beside))
     counts = {
         "folder": str(folder.absolute()),
         **json.loads((folder / "counts.json").read_text()),
@@ -403,7 +191,7 @@ def _write_documents(data: PretrainingData, folder: Path) -> None:
     text = splits["train"][0]["text"][:200]
     logger.info("before tokenising: %r", text)
     logger.info("after: %s", tokenizer.tokenize(text))
-    _write_json(folder / "counts.json", counts)
+    write_plain_json(folder / "counts.json", counts)
 
 
 def _write_rows(data: PretrainingData, length: int, folder: Path, beside: Path) -> None:
@@ -422,7 +210,7 @@ def _write_rows(data: PretrainingData, length: int, folder: Path, beside: Path) 
         if split == "train":
             rows = Dataset.from_file(str(beside / "train.arrow"))
             np.save(beside / "token_counts.npy", count_tokens(rows, tokenizer), allow_pickle=False)
-    _write_json(beside / "counts.json", counts)
+    write_plain_json(beside / "counts.json", counts)
 
 
 def count_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
@@ -462,251 +250,6 @@ def _tokenize(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -
     return {"ids": ids, "lengths": lengths}
 
 
-def train_tokenizer(texts: Iterable[str], data: PretrainingData) -> PreTrainedTokenizerBase:
-    """A new WordPiece (BERT's) or byte-level BPE (RoBERTa's) tokenizer; equal texts, which are read twice, give one."""
-    if data.tokenizer_type == "wordpiece":
-        tokenizer = _train_wordpiece(texts, data)
-    else:
-        base = RobertaTokenizer(add_prefix_space=False)
-        if data.lowercase:
-            texts = (text.lower() for text in texts)
-            base.backend_tokenizer.normalizer = normalizers.Lowercase()
-        tokenizer = base.train_new_from_iterator(texts, data.vocab_size, show_progress=True)
-    if data.tokenizer_type == "byte_level_bpe" and data.lowercase:
-        # RobertaTokenizer builds itself anew when it is loaded, without a normalizer; this class keeps what is saved.
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer.backend_tokenizer,
-            model_input_names=tokenizer.model_input_names,
-            **tokenizer.special_tokens_map,
-        )
-    logger.info("trained a %s tokenizer of %s tokens", data.tokenizer_type, f"{len(tokenizer):,}")
-    return tokenizer
-
-
-def _train_wordpiece(texts: Iterable[str], data: PretrainingData) -> BertTokenizer:
-    """The library numbers single characters within words (`##a`) as its hash tables happen to, and ties go by number.
-
-    So these come first, in order, given as if they were special tokens.
-    """
-    base = BertTokenizer(do_lower_case=data.lowercase)
-    characters: set[str] = set()
-    for text in texts:
-        characters.update(text)
-    written = set(base.backend_tokenizer.normalizer.normalize_str("".join(sorted(characters))))
-    split = base.backend_tokenizer.pre_tokenizer.pre_tokenize_str
-    within = [f"##{one}" for one in sorted(written) if split(f"a{one}")[0][0] == f"a{one}"]
-    trained = base.train_new_from_iterator(texts, data.vocab_size, new_special_tokens=within, show_progress=True)
-    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=data.lowercase)
-
-
-def stored(tokenizer: PreTrainedTokenizerBase, cache_dir: str | None) -> str:
-    """The cache's folder of this very tokenizer: prepared corpora are found again by its name, so it names the content.
-
-    The tokenizer's own name does not: a folder may hold another one later, and a Hub name has many revisions.
-    """
-    with tempfile.TemporaryDirectory() as written:
-        tokenizer.save_pretrained(written)
-        content = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(written).iterdir()}
-        folder = cache_folder(cache_dir) / f"tokenizer-{checksum(content)}"
-
-        def write(beside: Path, damaged: Path | None) -> None:
-            shutil.copytree(written, beside, dirs_exist_ok=True)
-
-        _make(folder, write)
-    return str(folder)
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """An existing tokenizer by name or folder.
-
-    Raises:
-        ValueError: it has no [CLS] or [SEP] (or RoBERTa's <s>, </s>), so it cannot mark rows and documents.
-        ValueError: the folder is damaged, or needs code of its own.
-        ConnectionError: a Hub name that cannot be reached.
-    """
-    checksums.check(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # damaged files set off anything: the library tokenizers raises bare Exceptions
-        if Path(name).is_dir() or not isinstance(error, OSError):
-            reason = " ".join(str(error).split())
-            raise ValueError(f"the tokenizer {name!r} cannot be loaded: {reason[:400]}") from error
-        raise ConnectionError(
-            f"the tokenizer {name!r} is neither a local folder nor reachable on the Hub. Set data.tokenizer to a "
-            "folder, or leave it out to train one from the corpus."
-        ) from error
-    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
-        raise ValueError(f"the tokenizer {name!r} has no cls_token and sep_token; BERT's and RoBERTa's kinds do.")
-    return tokenizer
-
-
-def read_documents(data: PretrainingData) -> Dataset:
-    """Documents of all sources: columns name, text, source, held_out."""
-    parts = [_read_source(source, data) for source in data.sources]
-    if data.sources[0].weight is None or len(parts) == 1:
-        return datasets.concatenate_datasets(parts)
-    return datasets.interleave_datasets(parts, _weights(data), seed=data.seed, stopping_strategy="first_exhausted")
-
-
-def _weights(data: PretrainingData) -> list[float]:
-    weights = [source.weight or 1.0 for source in data.sources]
-    return [weight / sum(weights) for weight in weights]
-
-
-def _read_source(source: Source, data: PretrainingData) -> Dataset:
-    if source.kind == "demo":
-        rows = Dataset.from_list(demo_documents(source.name))
-    else:
-        rows = _load(source, streaming=False)
-        _check_column(source, rows.column_names)
-        if data.max_documents is not None:
-            rows = rows.select(range(min(len(rows), data.max_documents * source.rows_per_document)))
-        rows = _documents_of(rows, source, desc=f"reading {source.title}")
-    if not len(rows):
-        raise ValueError(f"the source {source.title} is empty: it holds no document with text.")
-    if data.max_documents is not None and len(rows) > data.max_documents:
-        rows = rows.select(range(data.max_documents))
-    return rows
-
-
-def _documents_of(rows: Any, source: Source, **options: Any) -> Any:
-    """Rows of one source, on disk or streamed, as documents."""
-    size = source.rows_per_document
-    return rows.map(
-        _as_documents,
-        with_indices=True,
-        batched=True,
-        batch_size=size * max(1, 256 // size),  # a multiple, so that no document is cut at a batch's end
-        remove_columns=rows.column_names,
-        fn_kwargs={"column": source.text_column, "size": size, "title": source.title},
-        **options,
-    )
-
-
-def _as_documents(
-    batch: dict[str, list[Any]], indices: list[int], column: str, size: int, title: str
-) -> dict[str, list[Any]]:
-    texts = [
-        tables.as_text(text, title, index + 1, column) or "" for index, text in zip(indices, batch[column], strict=True)
-    ]
-    joined = ["\n".join(texts[i : i + size]) for i in range(0, len(texts), size)]
-    kept = [(indices[i * size], text) for i, text in enumerate(joined) if text.strip()]
-    return {
-        "name": [f"{title}:{index}" for index, _ in kept],
-        "text": [text for _, text in kept],
-        "source": [title] * len(kept),
-        "held_out": [False] * len(kept),
-    }
-
-
-def _load(source: Source, streaming: bool) -> Any:
-    """The rows of a Hub repository or of local files, with errors that say what to do."""
-    if source.kind == "hub":
-        return load_hub(source.name or "", source.config, source.split, source.revision, streaming)
-    files = find_files(source.path or "")
-    kind = tables.kind_of(files[0])
-    if kind != "parquet":
-        for file in files:
-            tables.check_utf8(file)
-    if kind in ("csv", "json"):
-        return _load_tables(source, files, streaming)
-    options = {"sample_by": source.sample_by} if kind == "text" else {}
-    names = [tables.literal(file) for file in files]
-    try:
-        return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
-    except Exception as error:  # pyarrow has errors of every kind for a damaged file
-        raise ValueError(f"{source.path} cannot be read as {kind}: {error.__cause__ or error}") from error
-
-
-def _load_tables(source: Source, files: list[Path], streaming: bool) -> Any:
-    column = source.text_column
-    options: dict[str, Any] = {
-        "features": Features({column: Value("string")}),
-        "gen_kwargs": {"files": tuple(map(str, files)), "column": column},
-    }
-    if streaming:
-        return IterableDataset.from_generator(_texts, **options)
-    # Other content of the files, or another reader, is not to be found in the cache.
-    fingerprint = checksum([FORMAT, column, _file_stamps(source)])
-    try:
-        return Dataset.from_generator(_texts, fingerprint=fingerprint, **options)
-    except datasets.exceptions.DatasetGenerationError as error:
-        if not isinstance(error.__cause__, ValueError):
-            raise
-        raise ValueError(str(error.__cause__)) from error
-
-
-def _texts(files: tuple[str, ...], column: str) -> Iterator[dict[str, str | None]]:
-    for name in files:
-        for number, row in enumerate(tables.read_rows(Path(name), {"text": column}), 1):
-            yield {column: tables.as_text(row["text"], name, number, column)}
-
-
-def load_hub(name: str, config: str | None, split: str, revision: str | None, streaming: bool = False) -> Any:
-    """`datasets.load_dataset` with an error that names the data set and the way around the Hub.
-
-    Raises:
-        ConnectionError: the repository cannot be reached (no network, or no such name).
-    """
-    try:
-        return load_dataset(name, config, split=split, revision=revision, streaming=streaming)
-    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ConnectionError(
-            f"the data set {name!r} cannot be loaded from the Hub ({' '.join(str(error).split())[:200]}). Check the "
-            "name and the network, or download it elsewhere and use local files: for pretraining a source {kind: "
-            "files, path: folder/*.parquet}, for fine-tuning task: files with train_file and test_file."
-        ) from error
-
-
-def find_files(path: str) -> list[Path]:
-    """The text files that a file name, a folder or a glob stands for, in order.
-
-    Raises:
-        FileNotFoundError, ValueError: there are none, or they are of several types.
-    """
-    given = Path(path).expanduser()
-    if given.is_dir():
-        files = [file for file in given.rglob("*") if file.is_file() and tables.kind_of(file)]
-    elif given.is_file():
-        files = [given]
-    else:
-        anchor = Path(given.anchor or ".")
-        pattern = str(given.relative_to(given.anchor)) if given.anchor else str(given)
-        files = [file for file in anchor.glob(pattern) if file.is_file()]
-    if not files:
-        raise FileNotFoundError(f"no files at {path!r}; give a file, a folder with {_types()} files, or a glob.")
-    kinds = {tables.kind_of(file) for file in files}
-    if len(kinds) > 1 or None in kinds:
-        suffixes = sorted({file.suffix for file in files})
-        raise ValueError(f"{path!r} stands for {', '.join(suffixes)} files; give one kind of {_types()} per source.")
-    return sorted(files)
-
-
-def _types() -> str:
-    return tables.types("text", "json", "csv", "parquet")
-
-
-def _check_column(source: Source, columns: list[str] | None) -> None:
-    if columns is not None:
-        tables.check_columns(f"the source {source.title}", columns, {"text": source.text_column})
-
-
-def demo_documents(collection: str | None = None) -> list[dict[str, Any]]:
-    """Text of installed packages: one collection, or the demo's three. Books that `bible-paraphrase` tests on are held
-    out."""
-    chosen = demo_texts.DEMO if collection is None else (collection,)
-    documents = [(source, name, text) for source in chosen for name, text in demo_texts.COLLECTIONS[source]()]
-    return [
-        {
-            "name": f"{source}:{name}",
-            "text": text,
-            "source": source,
-            "held_out": source == "world english bible" and name in demo_texts.TEST_BOOKS,
-        }
-        for source, name, text in documents
-    ]
-
-
 def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
     """Rows that are read, tokenised and packed while training. No shuffling buffer: it would not resume exactly."""
     parts = []
@@ -714,14 +257,14 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
         if source.kind == "demo":
             part = Dataset.from_list(demo_documents(source.name)).to_iterable_dataset()
         else:
-            part = _load(source, streaming=True)
-            _check_column(source, part.column_names)
-            part = _documents_of(part, source)
+            part = load_rows(source, streaming=True)
+            check_column(source, part.column_names)
+            part = documents_from(part, source)
         parts.append(part if data.max_documents is None else part.take(data.max_documents))
     if data.sources[0].weight is None or len(parts) == 1:
         documents = datasets.concatenate_datasets(parts)
     else:
-        documents = datasets.interleave_datasets(parts, _weights(data), seed=data.seed)
+        documents = datasets.interleave_datasets(parts, shares(data), seed=data.seed)
     tokenizer = load_tokenizer(data.tokenizer or "")
     tokens = documents.map(
         _tokenize,
@@ -767,17 +310,5 @@ def _count_sources(documents: Dataset) -> dict[str, int]:
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _file_stamps(source: Source) -> list[tuple[str, int, int]] | None:
-    """Names, sizes and times of local files: another content is another corpus."""
-    if source.kind != "files":
-        return None
-    stamps = [(str(file.resolve()), file.stat()) for file in find_files(source.path or "")]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stamps]
-
-
 def _titles(data: PretrainingData) -> str:
     return " + ".join(source.title for source in data.sources)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 `evaluate.load("accuracy")` fetches a script from the Hub; these are the same numbers from an installed library.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -84,3 +84,8 @@ def build_compute_metrics(names: Sequence[str], positive: int = 1) -> Callable[[
         return result
 
     return compute
+
+
+def test_metric(metrics: Mapping[str, Any]) -> str:
+    """The name of what a fine-tuned model is judged by on the test rows."""
+    return next(key for key in metrics if key.startswith("test_") and key != "test_rows")

@@ -1,0 +1,445 @@
+"""How faithful a converted model is to its source, on text that neither its weights nor its calibration have seen.
+
+Everything is compared with the exact twin (the source as a Linformer with K = N), whose own distance from the source's
+model is measured first. Embeddings are means of the last hidden state over a row's tokens; because such means point in
+similar directions for any text, the cosine has a floor: that of the constant mean embedding.
+"""
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..data.masking import Masker
+from ..modeling_linformer import (
+    LinformerForMaskedLM,
+    LinformerForMultipleChoice,
+    LinformerLayer,
+    LinformerModel,
+    LinformerPreTrainedModel,
+)
+from ..utils.files import write_json, write_text
+from ..utils.places import own_name
+from ..utils.reporting import markdown_table, save_figure
+from .shorten import exact_twin
+from .sources import ConversionError, Source
+from .texts import cut
+
+
+FIDELITY_FILE = "fidelity.json"
+REPORT_FILE = "fidelity.md"
+PLOT_FILE = "fidelity.png"
+REPEATS = 5
+BATCH_TOKENS = 4096
+# More than this between the source's own model and its exact twin means that the tables are wrong for it.
+LARGEST_DIFFERENCE = 1e-3
+PIPELINES = {
+    "Model": "feature-extraction",
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMultipleChoice": "text-classification",
+}
+
+
+class _Layers:
+    """Collects every layer's attention output (before the residual) and hidden state while it is entered."""
+
+    def __init__(self, model: LinformerModel):
+        self.model = model
+        self.attention: list[torch.Tensor] = []
+        self.hidden: list[torch.Tensor] = []
+
+    def __enter__(self) -> "_Layers":
+        def keep_attention(module: Any, arguments: tuple, output: torch.Tensor) -> None:
+            self.attention.append(module.project(arguments[0], arguments[2]))
+
+        def keep_hidden(module: Any, arguments: tuple, output: torch.Tensor) -> None:
+            self.hidden.append(output)
+
+        self.handles = []
+        for layer in self.model.encoder.layer:
+            assert isinstance(layer, LinformerLayer)
+            self.handles += [
+                layer.attention.output.register_forward_hook(keep_attention),
+                layer.register_forward_hook(keep_hidden),
+            ]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def source_difference(reference: Any, twin: LinformerPreTrainedModel, rows: Sequence[torch.Tensor], pad: int) -> float:
+    """Largest difference of the encoders' last hidden states, relative to their largest value, on a padded batch."""
+    length = len(rows[0])
+    ids = torch.stack([rows[0], rows[-1]])  # there may be one only
+    mask = torch.ones_like(ids)
+    mask[1, length // 3 :] = 0
+    ids = ids.masked_fill(mask == 0, pad)
+    with torch.no_grad():
+        theirs = reference.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        ours = twin.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    real = mask.bool()
+    return float((theirs - ours)[real].abs().max() / theirs[real].abs().max())
+
+
+def check_twin(source: Source, twin: LinformerPreTrainedModel, held_out: Mapping[str, Sequence[torch.Tensor]]) -> float:
+    """The difference between the source's own model and its twin. Raises a ConversionError unless it is rounding."""
+    rows = [row[: source.length] for row in next(iter(held_out.values()))]
+    if twin.config.max_position_embeddings > source.length:  # its positions may be stretched: compare without that
+        twin = exact_twin(source, source.length, "repeat")
+    difference = source_difference(source.reference, twin, rows, twin.config.pad_token_id or 0)
+    if not difference <= LARGEST_DIFFERENCE:
+        raise ConversionError(
+            f"{source.name}: with K = N the converted model differs from the source by {difference:.1e}, more than "
+            f"{LARGEST_DIFFERENCE}. Its architecture is not what its configuration says; it cannot be converted."
+        )
+    return difference
+
+
+def report(
+    source: Source,
+    twin: LinformerPreTrainedModel,
+    model: LinformerPreTrainedModel,
+    held_out: Mapping[str, Sequence[torch.Tensor]],
+    difference: float,
+) -> dict[str, Any]:
+    """The content of fidelity.json, for lengths from K / 2 to N, doubling."""
+    assert source.tokenizer is not None
+    n, k = model.config.max_position_embeddings, max(model.config.projected_lengths)
+    lengths, length = {n, min(n, max(8, k // 2))}, k
+    while length < n:
+        lengths.add(length)
+        length *= 2
+
+    def timed(length: int) -> Any:
+        return source.reference if source.reference is not None and length <= source.length else twin
+
+    return {
+        "source": own_name(source.name),
+        "description": describe(model),
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "source_difference": difference,
+        "lengths": compare(twin, model, held_out, sorted(lengths), source.tokenizer, timed),
+    }
+
+
+def describe(model: LinformerPreTrainedModel) -> str:
+    """N, K and the projection in one line."""
+    config = model.config
+    text = f"N = {config.max_position_embeddings}, K = {config.projected_length}, `{config.projection_type}`"
+    if config.local_window:
+        text += f" with a band of 3 x {config.local_window} single tokens"
+    if config.projection_sharing:
+        text += f", sharing `{config.projection_sharing}`"
+    return text + (", with length correction" if config.length_correction else "")
+
+
+@torch.no_grad()
+def compare(
+    twin: LinformerPreTrainedModel,
+    student: LinformerPreTrainedModel,
+    held_out: Mapping[str, Sequence[torch.Tensor]],
+    lengths: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    timed: Callable[[int], Any],
+) -> dict[str, Any]:
+    """Compare at several lengths.
+
+    Args:
+        twin, student: models of the same class in evaluation mode.
+        held_out: genre -> rows of ids; rows are cut to each length.
+        lengths: lengths in tokens, none above the rows'.
+        timed: length -> the model whose speed and memory stand for the source's.
+
+    Returns:
+        length -> measures, JSON-able; see `measure`.
+    """
+    result = {}
+    for length in lengths:
+        rows = {genre: cut(given, length) for genre, given in held_out.items()}
+        result[str(length)] = measure(twin, student, rows, tokenizer) | cost(
+            timed(length), student, next(iter(rows.values()))[:1]
+        )
+    return result
+
+
+@torch.no_grad()
+def measure(
+    twin: LinformerPreTrainedModel,
+    student: LinformerPreTrainedModel,
+    rows: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """Errors, similarity of embeddings and, with a masked-LM head, agreement, for rows [M, n] of each genre."""
+    layers = twin.config.num_hidden_layers
+    sums = {name: [[0.0, 0.0] for _ in range(layers)] for name in ("attention", "hidden")}
+    goal: list[torch.Tensor] = []
+    given: list[torch.Tensor] = []
+    genres: dict[str, Any] = {}
+    for genre, ids in rows.items():
+        first = len(goal)
+        final = [0.0, 0.0]
+        for batch in ids.split(max(1, BATCH_TOKENS // ids.shape[1])):
+            with _Layers(twin.base_model) as exact:
+                goal += twin.base_model(batch).last_hidden_state.mean(1)
+            with _Layers(student.base_model) as short:
+                given += student.base_model(batch).last_hidden_state.mean(1)
+            for name in sums:
+                for total, a, b in zip(sums[name], getattr(short, name), getattr(exact, name), strict=True):
+                    _add(total, a, b)
+            _add(final, short.hidden[-1], exact.hidden[-1])
+        cosine = torch.cosine_similarity(torch.stack(given[first:]), torch.stack(goal[first:]))
+        genres[genre] = {"rows": len(ids), "cosine": float(cosine.mean()), "final_error": _ratio(final)}
+    a, b = torch.stack(given), torch.stack(goal)
+    measured = {
+        "rows": len(a),
+        "cosine": float(torch.cosine_similarity(a, b).mean()),
+        "cosine_floor": float(torch.cosine_similarity(b.mean(0, keepdim=True), b).mean()),
+        "rank_correlation": rank_correlation(a, b),
+        "final_error": _ratio(sums["hidden"][-1]) if layers else 0.0,
+        "layers": [
+            {"attention_error": _ratio(attention), "hidden_error": _ratio(hidden)}
+            for attention, hidden in zip(sums["attention"], sums["hidden"], strict=True)
+        ],
+        "genres": genres,
+    }
+    if isinstance(student, LinformerForMaskedLM) and tokenizer.mask_token_id is not None:
+        measured["masked"] = masked(twin, student, rows, tokenizer)
+    return measured
+
+
+def _add(total: list[float], given: torch.Tensor, goal: torch.Tensor) -> None:
+    total[0] += float((given - goal).double().pow(2).sum())
+    total[1] += float(goal.double().pow(2).sum())
+
+
+def _ratio(total: Sequence[float]) -> float:
+    return (total[0] / total[1]) ** 0.5 if total[1] else 0.0
+
+
+def rank_correlation(given: torch.Tensor, goal: torch.Tensor) -> float | None:
+    """Spearman correlation of the cosine similarities of all pairs of rows; None below 3 rows."""
+    if len(goal) < 3:
+        return None
+    pairs = torch.triu_indices(len(goal), len(goal), 1)
+    ranks = []
+    for embeddings in (given, goal):
+        unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
+        ranks.append((unit @ unit.T)[pairs[0], pairs[1]].argsort().argsort().double())
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+@torch.no_grad()
+def masked(
+    twin: LinformerPreTrainedModel,
+    student: LinformerPreTrainedModel,
+    rows: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """Of the tokens behind BERT's masks: share with the same most likely token, and both models' perplexities."""
+    masker = Masker(tokenizer, seed=0)
+    same = count = 0
+    loss = {"source": 0.0, "student": 0.0}
+    for ids in rows.values():
+        for index, row in enumerate(ids):
+            inputs, labels = (torch.from_numpy(each)[None] for each in masker(row.tolist(), 0, index))
+            hidden = labels[0] != -100
+            logits = {name: model(inputs).logits[0, hidden] for name, model in (("source", twin), ("student", student))}
+            for name, given in logits.items():
+                loss[name] += float(torch.nn.functional.cross_entropy(given, labels[0, hidden], reduction="sum"))
+            same += int((logits["source"].argmax(-1) == logits["student"].argmax(-1)).sum())
+            count += int(hidden.sum())
+    nats = {name: torch.tensor(total / max(count, 1)) for name, total in loss.items()}
+    return {
+        "tokens": count,
+        "agreement": same / max(count, 1),
+        **{f"{name}_perplexity": float(value.exp()) for name, value in nats.items()},
+    }
+
+
+@torch.no_grad()
+def cost(source: Any, student: LinformerPreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
+    """Seconds (median and spread of interleaved runs) and peak memory of one forward pass over ids [1, n]."""
+    models = {"source": source, "student": student}
+    if isinstance(student, LinformerForMultipleChoice):
+        ids = ids[:, None]  # one choice
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    memory: dict[str, float | None] = {}
+    for model in models.values():
+        model(ids)  # warm up
+    for _ in range(REPEATS):
+        for name, model in models.items():
+            started = time.perf_counter()
+            model(ids)
+            seconds[name].append(time.perf_counter() - started)
+    for name, model in models.items():
+        memory[name] = peak_resident_mib(partial(model, ids))
+    return {
+        "seconds": {
+            name: {"median": statistics.median(runs), "min": min(runs), "max": max(runs)}
+            for name, runs in seconds.items()
+        },
+        "memory_mib": memory,
+    }
+
+
+def peak_resident_mib(run: Callable[[], Any]) -> float | None:
+    """Peak resident memory above the start of `run`, in MiB; None where /proc does not tell (outside Linux)."""
+
+    def status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # else what was freed before counts as resident
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status("VmRSS")
+        run()
+        return (status("VmHWM") - before) / 1024
+    except (OSError, AttributeError, StopIteration):
+        return None
+
+
+def summary_table(lengths: Mapping[str, Any]) -> str:
+    """The fidelity table in Markdown, a row for each length."""
+    with_mlm = any("masked" in measured for measured in lengths.values())
+    header = ["tokens", "cosine (floor)", "rank correlation", "error of the last hidden state"]
+    header += ["same masked token", "perplexity (source)"] if with_mlm else []
+    header += ["ms (source)", "MiB (source)"]
+    rows = []
+    for length, measured in lengths.items():
+        seconds, memory = measured["seconds"], measured["memory_mib"]
+        rho = measured["rank_correlation"]
+        row = [length, f"{measured['cosine']:.4f} ({measured['cosine_floor']:.3f})"]
+        row += [f"{rho:.4f}" if rho is not None else "too few rows", f"{measured['final_error']:.4f}"]
+        if with_mlm:
+            mlm = measured["masked"]
+            row += [f"{mlm['agreement']:.3f}", f"{mlm['student_perplexity']:.2f} ({mlm['source_perplexity']:.2f})"]
+        row.append(f"{1000 * seconds['student']['median']:.1f} ({1000 * seconds['source']['median']:.1f})")
+        both = [memory["student"], memory["source"]]
+        row.append("not measured" if None in both else f"{both[0]:.0f} ({both[1]:.0f})")
+        rows.append(row)
+    return markdown_table(header, rows)
+
+
+def layer_table(measured: Mapping[str, Any]) -> str:
+    rows = [
+        [i, f"{layer['attention_error']:.3f}", f"{layer['hidden_error']:.3f}"]
+        for i, layer in enumerate(measured["layers"])
+    ]
+    return markdown_table(["layer", "error of the attention output", "error of the hidden state"], rows)
+
+
+def genre_table(measured: Mapping[str, Any]) -> str:
+    rows = [
+        [genre, f"{each['rows']}", f"{each['cosine']:.4f}", f"{each['final_error']:.4f}"]
+        for genre, each in measured["genres"].items()
+    ]
+    return markdown_table(["text", "rows", "cosine", "error of the last hidden state"], rows)
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """The report in Markdown: `content` is what fidelity.json holds."""
+    lengths = content["lengths"]
+    longest = max(lengths, key=int)
+    return f"""# How faithful is it?
+
+`{content["source"]}` beside its Linformer: {content["description"]}.
+
+{summary_table(lengths)}
+
+Text that was not calibrated on, {lengths[longest]["rows"]} rows; errors are |ours - source| / |source|. Embeddings are
+means over tokens; the floor is the cosine of one constant embedding for all texts. Time: one row, median of {REPEATS}
+interleaved forward passes, {content["threads"]} threads, {content["dtype"]}; memory: peak resident memory above the
+loaded models. The source's own model and its exact twin differ by {content["source_difference"]:.1e} (relative).
+
+At {longest} tokens, by text and by layer:
+
+{genre_table(lengths[longest])}
+
+{layer_table(lengths[longest])}
+
+![fidelity]({PLOT_FILE})
+"""
+
+
+def plot(path: Path, content: Mapping[str, Any]) -> None:
+    """Cosine against length, and both errors of every layer at the longest length."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lengths = content["lengths"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    x = [int(length) for length in lengths]
+    for key, label, style in (
+        ("cosine", "cosine of the embedding", "o-"),
+        ("rank_correlation", "rank correlation of similarities", "s-"),
+        ("cosine_floor", "cosine of a constant embedding", "k--"),
+    ):
+        left.plot(x, [measured[key] for measured in lengths.values()], style, label=label)
+    left.set(xlabel="tokens", title="Embeddings, ours against the source's", xscale="log")
+    left.set_xticks(x, [str(length) for length in x])
+    left.minorticks_off()
+    left.legend()
+    left.grid(alpha=0.3)
+    longest = max(lengths, key=int)
+    for shift, key in ((-0.2, "attention_error"), (0.2, "hidden_error")):
+        heights = [layer[key] for layer in lengths[longest]["layers"]]
+        right.bar([i + shift for i in range(len(heights))], heights, width=0.4, label=key.replace("_", " "))
+    right.set(xlabel="layer", ylabel="relative error", title=f"Layers at {longest} tokens")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.legend()
+    right.grid(alpha=0.3, axis="y")
+    save_figure(figure, path)
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> None:
+    """fidelity.json, fidelity.md and fidelity.png."""
+    plot(folder / PLOT_FILE, content)
+    write_text(folder / REPORT_FILE, render(content))
+    write_json(folder / FIDELITY_FILE, content)
+
+
+def card(
+    model: LinformerPreTrainedModel,
+    source: Source,
+    content: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the model card says (see model_card).
+
+    `content` is fidelity.json's, or None for an official Linformer, which is taken over exactly.
+    """
+    notes = "An official Linformer's own weights under other names: nothing is approximated."
+    if content is not None:
+        notes = (
+            f"{summary_table(content['lengths'])}\n\nMeasured on text that was not trained or calibrated on; "
+            f"`{REPORT_FILE}` has the layers and says what the columns mean."
+        )
+    return {
+        "title": f"Linformer from {Path(source.name).name}",
+        "summary": f"`{own_name(source.name)}` ({source.architecture}) with attention shortened: {describe(model)}.",
+        "metrics": metrics,
+        "notes": notes,
+        "limits": (
+            "It knows what its source knows, less exactly on inputs longer than K tokens, and shares its biases. "
+            "Positions beyond the source's own length were never pretrained. The source's licence applies."
+        ),
+        "auto_class": "AutoModel" if source.head == "Model" else f"AutoModel{source.head}",
+        "pipeline_tag": PIPELINES[source.head],
+        "picture": ("fidelity", PLOT_FILE) if content is not None else None,
+        "base_model": None if Path(source.name).exists() else source.name,
+    }

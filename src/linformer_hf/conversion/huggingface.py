@@ -1,0 +1,129 @@
+"""Read a pretrained encoder of transformers (or, by `fairseq.py`, an official one) as a `Source`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..utils import checksums
+from .fairseq import read_official
+from .key_tables import DISTILBERT, FAMILIES, ROBERTA, Family, dropped
+from .sources import (
+    POSITIONS,
+    ConversionError,
+    Source,
+    check_tokenizer,
+    explained,
+    load_source_tokenizer,
+    names_listed,
+    rename_all,
+)
+
+
+# What a source's configuration says about its head, kept as it is.
+HEAD_FIELDS = ("id2label", "label2id", "problem_type", "tie_word_embeddings", "pad_token_id")
+
+
+def read_source(name: str, revision: str | None = None, tokenizer: str | None = None) -> Source:
+    """Load a source.
+
+    Args:
+        name: Hub name or folder of a `bert`, `roberta`, `xlm-roberta`, `camembert` or `distilbert` model, or the file
+            (`.pt`) of an official fairseq Linformer.
+        revision: commit, branch or tag of a Hub repository.
+        tokenizer: another tokenizer than the source's own, by name or folder.
+
+    Raises:
+        ConversionError: unsupported or damaged; the message names what is wrong and what would work.
+    """
+    if Path(name).is_file():
+        return read_official(name, tokenizer)
+    if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise ConversionError(f"there is no file or folder {name!r}, and a Hub name has the form owner/name.")
+    with explained(name):
+        checksums.check(name)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    _check_supported(name, config)
+    family, title = FAMILIES[config.model_type]
+    head = _head(name, config, family, title)
+    with explained(name):
+        reference = _load(name, config, family, title + head, revision)
+    weights = rename_all(name, reference.state_dict(), family, head)
+    fields = _config_fields(config, family)
+    prefix = "" if head == "Model" else "linformer."
+    if family is ROBERTA:  # position embeddings are counted from padding_idx + 1 on
+        weights[prefix + POSITIONS] = weights[prefix + POSITIONS][(config.pad_token_id or 0) + 1 :]
+    if family is DISTILBERT:
+        fields |= {"type_vocab_size": 0, "layer_norm_eps": 1e-12, "pooler_act": "relu"}
+        if head == "ForTokenClassification":
+            fields["classifier_dropout"] = config.dropout
+    fields["max_position_embeddings"] = len(weights[prefix + POSITIONS])
+    found = load_source_tokenizer(tokenizer or name, revision if tokenizer is None else None)
+    check_tokenizer(found, fields["vocab_size"])
+    return Source(name, title + head, head, fields, {}, weights, reference, found)
+
+
+def _check_supported(name: str, config: PreTrainedConfig) -> None:
+    kind = config.model_type
+    if kind == "linformer":
+        raise ConversionError(
+            f"{name} is a Linformer already. Convert its source again with other options, or change its N with "
+            "model.resize_position_embeddings."
+        )
+    if kind not in FAMILIES:
+        raise ConversionError(
+            f"{name} is a {kind!r} model. Supported: {', '.join(FAMILIES)}, and the file of an official fairseq "
+            "Linformer."
+        )
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise ConversionError(
+            f"{name} is configured as a decoder or with cross-attention; a Linformer is an encoder only: a projection "
+            "along the sequence mixes later tokens into every slot."
+        )
+    kind = getattr(config, "position_embedding_type", None) or "absolute"
+    if kind != "absolute":
+        raise ConversionError(
+            f"{name} has relative position embeddings (position_embedding_type={kind!r}): they belong to pairs of "
+            "tokens, and a slot stands for many. Only absolute positions can be converted."
+        )
+
+
+def _head(name: str, config: PreTrainedConfig, family: Family, title: str) -> str:
+    architecture = (config.architectures or [f"{title}Model"])[0]
+    head = "ForMaskedLM" if architecture == "BertForPreTraining" else architecture.removeprefix(title)
+    if not architecture.startswith(title) or head not in family.heads:
+        supported = ", ".join(title + known for known in family.heads)
+        raise ConversionError(f"{name} holds a {architecture}; supported here: {supported}.")
+    if family is ROBERTA and head == "ForMaskedLM" and config.hidden_act != "gelu":
+        raise ConversionError(
+            f"{name} has hidden_act={config.hidden_act!r}, but its language-model head always uses 'gelu', and a "
+            "Linformer's uses hidden_act. Convert the bare encoder: save it as a RobertaModel first."
+        )
+    return head
+
+
+def _load(name: str, config: PreTrainedConfig, family: Family, architecture: str, revision: str | None):
+    """The source's model, complete: transformers itself would fill missing weights with random numbers."""
+    model_class = getattr(transformers, architecture)
+    options: dict[str, Any] = {"revision": revision, "dtype": torch.float32, "use_safetensors": True}
+    # Other shapes are ignored here so that they are named below.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = model_class.from_pretrained(name, **options)
+    if set(info["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}:  # saved without its pooler
+        model, info = model_class.from_pretrained(name, add_pooling_layer=False, **options)
+    missing = info["missing_keys"]
+    leftover = [key for key in info["unexpected_keys"] if not dropped(key, family) and not key.endswith("position_ids")]
+    wrong = [f"{key} {list(saved)}, here {list(built)}" for key, saved, built in info["mismatched_keys"]]
+    if missing or leftover or wrong:
+        raise ConversionError(
+            f"the source {name!r} is not whole: {names_listed('weights are missing', missing)}"
+            f"{names_listed('weights have no place', leftover)}{names_listed('shapes differ', wrong)}".strip()
+        )
+    return model.eval()
+
+
+def _config_fields(config: PreTrainedConfig, family: Family) -> dict[str, Any]:
+    fields = {ours: getattr(config, theirs) for ours, theirs in family.config.items() if hasattr(config, theirs)}
+    return fields | {name: getattr(config, name) for name in HEAD_FIELDS if getattr(config, name, None) is not None}

@@ -1,0 +1,234 @@
+"""`linformer-hf compare RECIPE.yaml`: checkpoints x tasks x seeds, fine-tuned alike, in one table.
+
+A recipe has one section, `compare` (Comparison). Every cell is a run of `linformer-hf finetune` in a process of its own
+(so its memory is its own), in `output_dir/<task>/<checkpoint>/<learning rate>/<seed>`. A cell that is finished is not
+run again; one that was interrupted is begun anew; one that fails is shown as failed, and no mean is taken over the rest
+of its seeds. Where several learning rates are given, each is tried with the first
+seed and the one with the best accuracy on validation rows is used; the test rows have no part in the choice.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..benchmark.published import TABLE_2
+from ..data.metrics import test_metric
+from ..data.tasks import TaskData
+from ..recipe import Recipe, RecipeError, load_recipe
+from ..training.finetune import read_recipe as read_finetune
+from ..utils.files import RESULTS_FILE, write_json, write_text
+from ..utils.reporting import markdown_table, show
+from .grid import Cell, check_names, folder_name, run_all
+
+
+TABLE_FILE = "table.md"
+KEPT = (
+    *("metrics", "baselines", "data", "steps", "train_seconds", "wall_seconds", "peak_memory_mib", "threads"),
+    *("dtype", "versions", "revision", "device_name", "parameters"),
+)
+
+
+@dataclass
+class Comparison:
+    """Section `compare`.
+
+    Args:
+        output_dir: folder to fill; run the same command again to go on.
+        checkpoints: name in the table -> folder or Hub name. The first is what the others are compared with.
+        recipes: fine-tuning recipe, one for each task -> `section.key=value`, applied over it.
+        seeds: of the weights of the head and the order of the rows.
+        learning_rates: tried with the first seed, chosen by validation accuracy; none: the recipe's own.
+        jobs: runs at the same time, which share the cores.
+    """
+
+    output_dir: str
+    checkpoints: dict[str, str]
+    recipes: dict[str, list[str]]
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    learning_rates: list[float] = field(default_factory=list)
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoints", "recipes", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: name at least one.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"a seed is given twice: {', '.join(map(str, self.seeds))}.")
+        if self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, got {self.jobs}.")
+        check_names(list(self.checkpoints))
+
+    @property
+    def has_choice(self) -> bool:
+        return len(self.learning_rates) > 1
+
+
+SECTIONS = {"compare": Comparison}
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A comparison recipe and the fine-tuning recipes that it names, checked. Raises RecipeError."""
+    recipe = load_recipe(path, overrides, SECTIONS)
+    section: Comparison = recipe.build("compare")
+    tasks = [task_of(*item) for item in section.recipes.items()]
+    if len(set(tasks)) < len(tasks):
+        raise RecipeError(f"compare.recipes: two recipes are for the same task ({', '.join(tasks)}).")
+    return recipe
+
+
+def task_of(recipe: str, overrides: Sequence[str]) -> str:
+    data: TaskData = read_finetune(recipe, overrides).build("data")
+    return data.task
+
+
+def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Run, or finish, the cells of a recipe and write table.md and results.json.
+
+    Args:
+        recipe_path: YAML file.
+        overrides: `section.key=value`, applied over the file.
+
+    Returns:
+        The folder of the comparison.
+
+    Raises:
+        RecipeError: an unknown key or a value of the wrong type, here or in a fine-tuning recipe.
+        ValueError: a finished cell belongs to another recipe; or, after all others have run, a cell failed.
+    """
+    loaded = read_recipe(recipe_path, overrides)
+    section: Comparison = loaded.build("compare")
+    folder = Path(section.output_dir)
+    tasks: dict[str, dict[str, Any]] = {}
+    for recipe in section.recipes:
+        task = task_of(recipe, section.recipes[recipe])
+        tasks[task] = task_runs(section, recipe, folder / task)
+        # After every task: an interrupted comparison leaves what it has.
+        folder.mkdir(parents=True, exist_ok=True)
+        table = render(tasks, next(iter(section.checkpoints)))
+        write_text(folder / TABLE_FILE, table + "\n")
+    write_json(folder / RESULTS_FILE, {"verb": "compare", "recipe": loaded.raw, "tasks": tasks})
+    show(f"\n{table}\n")
+    print(f"Table and {RESULTS_FILE}: {folder.resolve()}")
+    failed = [
+        f"{task}, {name} (seed {seed})"
+        for task, checkpoints in tasks.items()
+        for name, runs in checkpoints.items()
+        for seed, run in runs["seeds"].items()
+        if "failed" in run
+    ]
+    if failed:
+        raise ValueError(f"{len(failed)} cells failed: {', '.join(failed)}. Run the same command to try them again.")
+    return folder
+
+
+def make_cell(section: Comparison, recipe: str, folder: Path, name: str, seed: int, rate: float | None) -> Cell:
+    place = folder / folder_name(name) / (f"lr-{rate:g}" if rate is not None else "own-lr") / f"seed-{seed}"
+    changes = [*section.recipes[recipe], f"model.checkpoint={section.checkpoints[name]}", f"training.seed={seed}"]
+    changes += [f"training.learning_rate={rate}"] if rate is not None else []
+    return Cell("finetune", read_finetune, recipe, place, changes)
+
+
+def choose_rates(section: Comparison, recipe: str, folder: Path) -> dict[str, dict[float, float]]:
+    """Validation accuracy of the first seed for every checkpoint and learning rate, where there is a choice.
+
+    A run that fails has none: its message is on the terminal or in its log. In the recipe's order, whichever run ends
+    first: of equally good rates the first is chosen.
+    """
+    found: dict[str, dict[float, float]] = {name: {} for name in section.checkpoints}
+    if section.has_choice:
+        places = [(name, rate) for name in section.checkpoints for rate in section.learning_rates]
+        cells = [make_cell(section, recipe, folder, name, section.seeds[0], rate) for name, rate in places]
+        for place, done in run_all(cells, section.jobs, f"{folder.name}: learning rates"):
+            if done is not None:
+                name, rate = places[place]
+                metrics = done["metrics"]
+                found[name][rate] = metrics[next(key for key in metrics if key.startswith("validation_"))]
+    return {name: {rate: v[rate] for rate in section.learning_rates if rate in v} for name, v in found.items()}
+
+
+def task_runs(section: Comparison, recipe: str, folder: Path) -> dict[str, Any]:
+    """Checkpoint -> {"learning_rate": .., "validation_by_learning_rate": .., "seeds": {seed: results}} on one task."""
+    validation = choose_rates(section, recipe, folder)
+    own = section.learning_rates[0] if section.learning_rates else None
+    rates = {name: max(v, key=lambda rate: v[rate]) if v else own for name, v in validation.items()}
+    # Without one of its rates a checkpoint has no choice that equals the others': all its seeds count as failed.
+    whole = [name for name, v in validation.items() if len(v) == len(section.learning_rates) or not section.has_choice]
+    places = [(name, seed) for seed in section.seeds for name in whole]
+    cells = [make_cell(section, recipe, folder, name, seed, rates[name]) for name, seed in places]
+    seeds: dict[str, dict[str, Any]] = {
+        name: {str(seed): {"failed": True} for seed in section.seeds} for name in section.checkpoints
+    }
+    for place, done in run_all(cells, section.jobs, folder.name):
+        name, seed = places[place]
+        if done is not None:
+            seeds[name][str(seed)] = {key: done[key] for key in KEPT}
+            rates[name] = done["recipe"]["training"].get("learning_rate")
+    return {
+        name: {
+            "checkpoint": section.checkpoints[name],
+            "learning_rate": rates[name],
+            "validation_by_learning_rate": {str(rate): value for rate, value in validation[name].items()},
+            "seeds": seeds[name],
+        }
+        for name in section.checkpoints
+    }
+
+
+def accuracies(runs: dict[str, Any]) -> tuple[str, list[float]] | None:
+    """(name of the metric, its value on the test rows for every seed); None if a seed failed."""
+    cells = list(runs["seeds"].values())
+    if any("failed" in cell for cell in cells):
+        return None
+    name = test_metric(cells[0]["metrics"])
+    return name, [cell["metrics"][name] for cell in cells]
+
+
+def render(tasks: dict[str, dict[str, Any]], first: str) -> str:
+    """Markdown: for each task a row for each checkpoint, accuracies as mean (lowest to highest) over the seeds."""
+    blocks = []
+    for task, checkpoints in tasks.items():
+        found = {name: accuracies(runs) for name, runs in checkpoints.items()}
+        done = [cell for runs in checkpoints.values() for cell in runs["seeds"].values() if "failed" not in cell]
+        if not done:
+            blocks.append(f"**{task}**: every run failed.")
+            continue
+        metric = test_metric(done[0]["metrics"])
+        reference = found[first]
+        rows: list[list[Any]] = []
+        for name, runs in checkpoints.items():
+            own, cells = found[name], list(runs["seeds"].values())
+            if own is None:
+                failed = ", ".join(seed for seed, cell in runs["seeds"].items() if "failed" in cell)
+                rows.append([name, f"failed (seed {failed})", "", "", ""])
+                continue
+            mean = statistics.mean(own[1])
+            over = "" if reference is None or name == first else f"{100 * (mean - statistics.mean(reference[1])):+.1f}"
+            rows.append(
+                [
+                    name,
+                    f"{mean:.4f} ({min(own[1]):.4f} to {max(own[1]):.4f})",
+                    over,
+                    statistics.median(cell["train_seconds"] for cell in cells),
+                    statistics.median(cell["peak_memory_mib"] for cell in cells),
+                ]
+            )
+        count = len(checkpoints[first]["seeds"])
+        header = ["", f"{metric.removeprefix('test_')}, mean ({count} seeds)", f"points over {first}"]
+        header += ["training, s", "peak memory of the process, MiB"]
+        baselines = "; ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in done[0]["baselines"].items())
+        rows_tested = done[0]["metrics"]["test_rows"]
+        title = f"{task}: {rows_tested:,} test rows, {done[0]['steps']:,} steps, {done[0]['dtype']}"
+        blocks.append(f"**{title}**\n\n{markdown_table(header, rows)}\n\nBaselines: {baselines}.")
+    return "\n\n".join(blocks + paper_rows(list(tasks)))
+
+
+def paper_rows(tasks: Sequence[str]) -> list[str]:
+    """The paper's Table 2 for those of the tasks that it has: no block if it has none of them."""
+    known = [task for task in tasks if any(task in row for row in TABLE_2.values())]
+    if not known:
+        return []
+    rows = [[n, model, *(row[task] for task in known)] for (n, model), row in TABLE_2.items()]
+    table = markdown_table(["N", "model", *known], rows)
+    return [f"**The paper's Table 2** (base size, pretrained on BookCorpus and Wikipedia)\n\n{table}"]

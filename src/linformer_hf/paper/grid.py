@@ -1,0 +1,202 @@
+"""Runs of a verb as cells of a table: each in a process and a folder of its own, none that is finished repeated."""
+
+import concurrent.futures
+import logging
+import multiprocessing
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..recipe import Recipe
+from ..utils.files import RECIPE_FILE, RESULTS_FILE, read_json, record
+from ..utils.processes import PARENT, Children, sigterm_raises
+
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = "linformer_hf"
+
+
+class Forked:
+    """`linformer-hf ARGUMENTS` in a process forked from one that has imported all it needs: that takes 6 s a run.
+
+    Used as subprocess.Popen is.
+    """
+
+    def __init__(self, arguments: Sequence[str], log: Path, threads: int):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([f"{PACKAGE}.{verb}" for verb in ("cli", "finetune", "pretrain")])
+        self.process = context.Process(target=_main, args=(arguments, log, threads, os.getpid()))
+        self.process.start()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("linformer-hf", timeout or 0.0)
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+def _main(arguments: Sequence[str], log: Path, threads: int, parent: int) -> None:
+    """What a forked process does: as `python -m linformer_hf`, told to `log`."""
+    with log.open("wb") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    # The platform's own again: else a DataLoader's workers come from a server that imports all of it anew.
+    multiprocessing.set_start_method(None, force=True)
+    torch.set_num_threads(threads)
+    os.environ |= {"OMP_NUM_THREADS": str(threads), PARENT: str(parent)}
+    sys.argv = [PACKAGE, *arguments]
+    runpy.run_module(PACKAGE, run_name="__main__", alter_sys=True)
+
+
+@dataclass
+class Cell:
+    """One run: where it is, and what is changed in its recipe.
+
+    Attributes:
+        verb: of the command line.
+        read: the verb's reader of recipes.
+        recipe: YAML file.
+        folder: training.output_dir of the run.
+        overrides: `section.key=value`.
+        processes: that share a run, started by torchrun; 1: none of it.
+    """
+
+    verb: str
+    read: Callable[[str, Sequence[str]], Recipe]
+    recipe: str
+    folder: Path
+    overrides: list[str]
+    processes: int = 1
+
+    def finished(self) -> dict[str, Any] | None:
+        """Its results, or None if it has none yet. Raises a ValueError if they come from another recipe."""
+        path = self.folder / RESULTS_FILE
+        if not path.exists():
+            return None
+        content = read_json(path, f"Delete {self.folder}, and the same command makes it again.")
+        overrides = [*self.overrides, f"training.output_dir={self.folder}"]
+        if content.get("recipe") != record(self.read(self.recipe, overrides).raw):
+            raise ValueError(
+                f"{self.folder} holds a run of another recipe. Choose another output_dir, or delete that run."
+            )
+        return content
+
+    @property
+    def log(self) -> Path:
+        """Where a run that shares the machine with others writes what it has to say."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def run(self, threads: int | None = None, children: Children | None = None) -> dict[str, Any] | None:
+        """Its results, from its folder or from a new run; None if that fails.
+
+        Args:
+            threads: of the run, which then writes to `log`; None: all, and the terminal.
+            children: what the run belongs to, so that it ends with its siblings.
+        """
+        children = children or Children()
+        done = self.finished()
+        if done is not None:
+            return done
+        if self.folder.exists() and any(self.folder.iterdir()):
+            # Its name within it: a run that was killed very early has the file beside its place.
+            if not any(RECIPE_FILE in path.name for path in self.folder.iterdir()):
+                raise ValueError(f"{self.folder} holds something that is no run; choose another output_dir.")
+            logger.warning("%s holds an unfinished run: it is begun anew.", self.folder)
+            _remove_run(self.folder)
+        if self.start(threads, children):
+            if threads is not None and not children.ended:
+                tqdm.write(f"failed: {self.folder}: {self.last_words()}", file=sys.stderr)
+            return None
+        done = self.finished()
+        assert done is not None
+        return done
+
+    def start(self, threads: int | None, children: Children) -> int:
+        """Run it, done before or not; its exit status."""
+        arguments = [self.verb, self.recipe, *self.overrides, f"training.output_dir={self.folder}"]
+        # -P: what lies in the current folder must not shadow an installed module.
+        command = [sys.executable, "-P"]
+        if self.processes > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
+        command += ["-m", PACKAGE, *arguments]
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        if threads is None:
+            print(f"\n== {self.folder}", flush=True)
+            return children.call(command, env=environment)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.processes == 1 and "forkserver" in multiprocessing.get_all_start_methods():
+            return children.wait_for(lambda: Forked(arguments, self.log, threads))
+        with self.log.open("wb") as log:
+            environment["OMP_NUM_THREADS"] = str(threads)
+            return children.call(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    def last_words(self) -> str:
+        """The last line of the log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"nothing was written to {self.log}"
+
+
+def _remove_run(folder: Path) -> None:
+    """With recipe.json last: killed on the way, the folder is still known as that of a run."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif RECIPE_FILE not in path.name:
+            path.unlink()
+    shutil.rmtree(folder)
+
+
+def run_all(cells: Sequence[Cell], jobs: int, title: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Run cells, `jobs` of them at a time, which share the cores; (place in `cells`, results) of each when it ends.
+
+    With one job every run has the machine and the terminal; with more, each writes to a log beside its folder.
+    """
+    children = Children()
+    if jobs == 1:
+        with sigterm_raises():
+            for place, cell in enumerate(cells):
+                yield place, cell.run(children=children)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with sigterm_raises(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(cell.run, threads, children): place for place, cell in enumerate(cells)}
+        try:
+            ended = concurrent.futures.as_completed(running)
+            for future in tqdm(ended, total=len(running), desc=title, unit="run"):
+                yield running[future], future.result()
+        except BaseException:  # Ctrl-C or SIGTERM, or the caller has had enough: the waiting ones must not start
+            pool.shutdown(wait=False, cancel_futures=True)
+            children.end()
+            raise
+
+
+def folder_name(name: str) -> str:
+    """A name as a folder: its letters, digits and dots."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise a ValueError unless every name has a folder of its own."""
+    folders = {folder_name(name) for name in names}
+    if len(folders) < len(names) or "" in folders:
+        raise ValueError(f"the names {', '.join(names)} must differ in their letters and digits.")

@@ -1,0 +1,344 @@
+"""`linformer-hf theory RECIPE.yaml`: the paper's two theorems, measured with the proofs' own projections.
+
+Both are about random projections R [K, N] with entries N(0, 1/K), drawn anew for every measurement.
+
+**Theorem 1** (attention maps are low rank): P~ = P R^T R stands for the map P. As stated, for a column w of the
+values, |P~ w - P w| <= eps |P w|. As proved, by Johnson-Lindenstrauss for every row p of P: |p R^T R w - p w| <=
+eps |p| |w| with probability at least 1 - 2 exp(-(eps^2 - eps^3) K / 4); all N rows together fail with at most 2 N times
+that exponential.
+
+**Theorem 2** (linear self-attention): E = delta R and F = exp(-delta) R, so softmax(w E^T) F V stands for softmax(w) V,
+w a row of Q K^T / sqrt(D); the error is measured against |softmax(w)| |V|, as stated.
+
+Beside each stands the answer zero, which no projection has to beat by construction: where it scores better than the
+construction does, the theorem says nothing about a useful choice of K, E or F.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..conversion.huggingface import read_source
+from ..conversion.shorten import exact_twin
+from ..conversion.texts import text_rows
+from ..modeling_linformer import LinformerModel
+from ..recipe import Recipe, load_recipe
+from ..training.run import open_run
+from ..utils.environment import environment
+from ..utils.files import RESULTS_FILE, write_json, write_text
+from ..utils.reporting import markdown_table, save_figure, show
+from ..utils.timing import watched
+
+
+FIRST_FILE, SECOND_FILE, LENGTH_FILE = "theorem-1.png", "theorem-2.png", "length.png"
+RANDOM = "random maps"
+
+
+@dataclass
+class Theory:
+    """Section `theory`.
+
+    Args:
+        output_dir: folder to fill.
+        model, revision: a bert, roberta, xlm-roberta, camembert or distilbert model whose maps are used.
+        corpus: text, as `linformer-hf convert --calibrate` takes it.
+        rows: texts; each gives one map for every layer, of a head drawn at random.
+        lengths: N; each map is of a text of so many tokens.
+        projected_lengths: K.
+        draws: random projections of each map.
+        epsilon: the error that counts as failure.
+        delta: of theorem 2's construction.
+        seed: of texts, heads and projections.
+    """
+
+    output_dir: str
+    model: str
+    corpus: str
+    revision: str | None = None
+    rows: int = 2
+    lengths: list[int] = field(default_factory=lambda: [128, 256, 512])
+    projected_lengths: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256, 512, 1024])
+    draws: int = 4
+    epsilon: float = 0.5
+    delta: float = 0.001
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lengths or not self.projected_lengths:
+            raise ValueError("lengths and projected_lengths need at least one number each.")
+        for name, least in (("rows", 1), ("draws", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if min(self.lengths) < 8 or min(self.projected_lengths) < 1:
+            raise ValueError("lengths must be at least 8 and projected_lengths at least 1.")
+        if not 0 < self.epsilon < 1:
+            raise ValueError(f"epsilon must lie between 0 and 1, got {self.epsilon}: beyond, the bound says nothing.")
+
+
+SECTIONS = {"theory": Theory}
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A theory recipe, checked. Raises RecipeError."""
+    recipe = load_recipe(path, overrides, SECTIONS)
+    recipe.build("theory")
+    return recipe
+
+
+def projection(k: int, n: int, generator: torch.Generator) -> torch.Tensor:
+    """R [K, N] with entries N(0, 1/K)."""
+    return torch.randn(k, n, generator=generator) / math.sqrt(k)
+
+
+def theorem_1(maps: torch.Tensor, values: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Errors of P R^T R for P [N, N], V [N, D], R [K, N].
+
+    Returns:
+        As stated, |P~ w - P w| / |P w| for every column w, [D]; as proved, |p R^T R w - p w| / (|p| |w|), [N, D].
+    """
+    exact = maps @ values
+    error = (maps @ r.T) @ (r @ values) - exact
+    stated = error.norm(dim=0) / exact.norm(dim=0)
+    return stated, error.abs() / (maps.norm(dim=1)[:, None] * values.norm(dim=0))
+
+
+def theorem_2(scores: torch.Tensor, values: torch.Tensor, r: torch.Tensor, delta: float) -> torch.Tensor:
+    """Errors of softmax(w E^T) F V for scores w [N, N], V [N, D], R [K, N], relative to |softmax(w)| |V|: [N]."""
+    exact = scores.softmax(-1)
+    given = (scores @ (delta * r).T).softmax(-1) @ (math.exp(-delta) * r @ values)
+    return (given - exact @ values).norm(dim=1) / (exact.norm(dim=1) * values.norm())
+
+
+def zero_2(scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """What the answer zero scores by theorem 2's measure, [N]."""
+    exact = scores.softmax(-1)
+    return (exact @ values).norm(dim=1) / (exact.norm(dim=1) * values.norm())
+
+
+def bound(k: int, n: int, epsilon: float) -> float:
+    """The proof's bound on the probability that one of N rows fails; 1 where it says nothing."""
+    return min(1.0, 2 * n * math.exp(-(epsilon**2 - epsilon**3) * k / 4))
+
+
+def needed_k(n: int, epsilon: float) -> int:
+    """The K that theorem 1 asks for: 5 log(N) / (eps^2 - eps^3)."""
+    return math.ceil(5 * math.log(n) / (epsilon**2 - epsilon**3))
+
+
+@torch.no_grad()
+def collect(model: LinformerModel, row: torch.Tensor, head: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(scores [N, N], values [N, D]) of one head in every layer, for a row of ids [N]."""
+    model.set_attn_implementation("eager")
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(number: int, module: Any, arguments: tuple, output: tuple) -> None:
+        states = arguments[0]
+        size, heads = module.attention_head_size, module.num_attention_heads
+        query, key, value = (
+            linear(states)[0].unflatten(-1, (heads, size))[:, head]
+            for linear in (module.query, module.key, module.value)
+        )
+        found.append((query @ key.T * module.scaling, value))
+
+    layers: Any = model.encoder.layer
+    with watched((layer.attention.self for layer in layers), keep):
+        model(row[None])
+    return found
+
+
+def random_maps(n: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of standard normal queries and keys, and standard normal values."""
+    query, key, value = (torch.randn(n, size, generator=generator) for _ in range(3))
+    return query @ key.T / math.sqrt(size), value
+
+
+def theory(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Measure as the recipe says.
+
+    Args:
+        recipe_path: YAML file.
+        overrides: `section.key=value`, applied over the file.
+
+    Returns:
+        The folder with results.json, theory.md and three plots.
+
+    Raises:
+        RecipeError: an unknown key or a value of the wrong type.
+        ValueError: a length is more than the model reads, or than the texts have.
+    """
+    started = time.time()
+    recipe = read_recipe(recipe_path, overrides)
+    section: Theory = recipe.build("theory")
+    folder = open_run(section.output_dir, recipe.raw, False)
+    source = read_source(section.model, section.revision)
+    assert source.tokenizer is not None
+    if max(section.lengths) > source.length:
+        raise ValueError(f"lengths={section.lengths}: {section.model!r} reads at most {source.length} tokens.")
+    texts = text_rows(section.corpus, source.tokenizer, max(section.lengths), section.rows, 1, section.seed)
+    model = exact_twin(source, source.length, "repeat").base_model.eval()
+    cells = measure(model, texts.calibration, section)
+    content = {
+        "verb": "theory",
+        "recipe": recipe.raw,
+        **environment(section.seed, torch.device("cpu"), "float32"),
+        "texts": len(texts.calibration),
+        "cells": cells,
+        "wall_seconds": time.time() - started,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    longest = max(section.lengths)
+    plot_errors(folder / FIRST_FILE, cells, longest, "theorem_1", "Theorem 1: |P~ w - P w| / |P w|")
+    plot_errors(folder / SECOND_FILE, cells, longest, "theorem_2", "Theorem 2: error over |softmax(w)| |V|")
+    plot_failures(folder / LENGTH_FILE, cells, section)
+    text = markdown(content, section)
+    write_text(folder / "theory.md", text + "\n")
+    write_json(folder / RESULTS_FILE, content)
+    show(f"\n{text}\n")
+    print(f"Theorems, plots and {RESULTS_FILE}: {folder.resolve()}")
+    return folder
+
+
+def measure(model: LinformerModel, rows: Sequence[torch.Tensor], section: Theory) -> list[dict[str, Any]]:
+    """One cell for each N, kind of map (a layer's, or random) and K."""
+    generator = torch.Generator().manual_seed(section.seed)
+    heads = model.config.num_attention_heads
+    size = model.config.hidden_size // heads
+    cells = []
+    for n in tqdm(section.lengths, desc="drawing projections", unit="length"):
+        kinds: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for row in rows:
+            head = int(torch.randint(heads, (1,), generator=generator))
+            for number, found in enumerate(collect(model, row[:n], head)):
+                kinds.setdefault(f"layer {number}", []).append(found)
+            kinds.setdefault(RANDOM, []).append(random_maps(n, size, generator))
+        for kind, pairs in kinds.items():
+            cells += [cell(kind, n, k, pairs, section, generator) for k in section.projected_lengths]
+    return cells
+
+
+def cell(
+    kind: str,
+    n: int,
+    k: int,
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    section: Theory,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    first, second, zero, failures = [], [], [], []
+    for scores, values in pairs:
+        maps = scores.softmax(-1)
+        zero += zero_2(scores, values).tolist()
+        for _ in range(section.draws):
+            r = projection(k, n, generator)
+            stated, proved = theorem_1(maps, values, r)
+            first += stated.tolist()
+            failures.append(float((proved > section.epsilon).any(0).float().mean()))
+            second += theorem_2(scores, values, r, section.delta).tolist()
+    return {
+        "kind": kind,
+        "n": n,
+        "k": k,
+        "theorem_1": spread(first),
+        "theorem_1_stated_failures": sum(error > section.epsilon for error in first) / len(first),
+        "theorem_1_proved_failures": statistics.mean(failures),
+        "bound": bound(k, n, section.epsilon),
+        "theorem_2": spread(second),
+        "theorem_2_zero": spread(zero),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and the middle four fifths."""
+    low, middle, high = torch.tensor(values).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
+    return {"median": middle, "low": low, "high": high}
+
+
+def markdown(content: dict[str, Any], section: Theory) -> str:
+    n = max(section.lengths)
+    rows = []
+    for found in content["cells"]:
+        if found["n"] == n:
+            one, two, zero = (found[name] for name in ("theorem_1", "theorem_2", "theorem_2_zero"))
+            rows.append(
+                [
+                    found["kind"],
+                    found["k"],
+                    f"{one['median']:.3f} ({one['low']:.3f} to {one['high']:.3f})",
+                    f"{found['theorem_1_stated_failures']:.3f}",
+                    f"{found['theorem_1_proved_failures']:.3f}",
+                    f"{found['bound']:.3g}",
+                    f"{two['median']:.3f}",
+                    f"{zero['median']:.3f}",
+                ]
+            )
+    epsilon = section.epsilon
+    header = ["maps", "K", "theorem 1, error as stated (10 % to 90 %)", f"above {epsilon:g}"]
+    header += [f"a row above {epsilon:g}, as proved", "the proof's bound", "theorem 2, error", "the answer zero"]
+    return (
+        f"N = {n}, `{section.model}`, {content['texts']} texts, {section.draws} projections of each map.\n\n"
+        f"{markdown_table(header, rows)}\n\n"
+        f"By theorem 1 the answer zero has error 1. For eps = {epsilon:g} and N = {n} it asks for K = "
+        f"{needed_k(n, epsilon):,}"
+        + (f", more than N: {needed_k(n, epsilon):,} > {n}" if needed_k(n, epsilon) > n else "")
+        + ". What the bound justifies: that the K for a fixed error of the products grows with log N. What it does "
+        "not: a practical K, or random E and F as a start; errors near 1, or above zero's, are no approximation."
+    )
+
+
+def _figure(title: str, label: str) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    axes.set(xscale="log", xlabel="K", ylabel=label, title=title)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def plot_errors(path: Path, cells: Sequence[dict[str, Any]], n: int, name: str, title: str) -> None:
+    """Median error against K with its middle four fifths, for every kind of map, and the answer zero."""
+    from matplotlib import colormaps
+
+    figure, axes = _figure(f"{title}, N = {n}", "relative error")
+    kinds = list(dict.fromkeys(found["kind"] for found in cells))
+    for i, kind in enumerate(kinds):
+        own = [found for found in cells if found["kind"] == kind and found["n"] == n]
+        colour = "black" if kind == RANDOM else colormaps["viridis"](i / max(1, len(kinds) - 1) * 0.95)
+        ks = [found["k"] for found in own]
+        axes.plot(ks, [found[name]["median"] for found in own], color=colour, marker="o", markersize=3, label=kind)
+        axes.fill_between(
+            ks, [found[name]["low"] for found in own], [found[name]["high"] for found in own], color=colour, alpha=0.08
+        )
+        if name == "theorem_2":
+            zeros = [found["theorem_2_zero"]["median"] for found in own]
+            axes.plot(ks, zeros, color=colour, linestyle=":", linewidth=1, label="answer zero" if i == 0 else None)
+    if name == "theorem_1":
+        axes.axhline(1, color="gray", linestyle=":", label="answer zero")
+    axes.set(yscale="log")
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_failures(path: Path, cells: Sequence[dict[str, Any]], section: Theory) -> None:
+    """Measured share of failures (all maps together) and the proof's bound, against K, for every N."""
+    epsilon = section.epsilon
+    figure, axes = _figure(f"Theorem 1: a row misses eps = {epsilon:g} (dashed: the proof's bound)", "probability")
+    for i, n in enumerate(section.lengths):
+        measured = [
+            statistics.mean(c["theorem_1_proved_failures"] for c in cells if (c["n"], c["k"]) == (n, k))
+            for k in section.projected_lengths
+        ]
+        axes.plot(section.projected_lengths, measured, color=f"C{i}", marker="o", markersize=3, label=f"N = {n}")
+        ks = [2 ** (j / 4) for j in range(4 * 4, 4 * 13)]
+        axes.plot(ks, [bound(round(k), n, epsilon) for k in ks], color=f"C{i}", linestyle="--", linewidth=1)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)

@@ -1,0 +1,362 @@
+"""`linformer-hf distill RECIPE.yaml`: train a converted model to give what its source gives, through Trainer.
+
+A recipe has the sections `model` (DistillModel), `distillation` (Distillation), `data` (PretrainingData) and `training`
+(TrainingArguments, verbatim). The loss is the mean relative square error of every layer's hidden state, plus one minus
+the cosine of the pooled embeddings, plus, where the source has a masked-LM or task head, the Kullback-Leibler
+divergence of its answers. The teacher is the exact twin of the source (K = N).
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+
+from .. import modeling_linformer
+from ..conversion import fidelity
+from ..conversion.calibrate import relative_error
+from ..conversion.huggingface import read_source
+from ..conversion.shorten import exact_twin
+from ..conversion.sources import Source
+from ..conversion.texts import draw, text_rows
+from ..data.corpus import PreparedCorpus, prepare
+from ..data.documents import PretrainingData
+from ..data.masking import EpochCallback, MaskedDataset, Masker, pad_collate
+from ..hub.card import CardMetadata, metadata_of, write_card
+from ..modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
+from ..recipe import Recipe, RecipeError, load_recipe
+from ..utils.environment import environment, peak_memory_mib
+from ..utils.files import CURVE_FILE, RESULTS_FILE, loading, write_json
+from ..utils.reporting import show
+from .run import begin_run, open_run, plot_curve, save_final, train, training_dtype, writing
+
+
+# Gates, E, F and the length corrections: what leaves a row of at most K tokens exactly as it was.
+SHORTENING = r"\.(projection|correction)\."
+
+
+@dataclass
+class DistillModel:
+    """Section `model`.
+
+    Args:
+        student: folder or Hub name of a converted model (`linformer-hf convert`).
+        teacher: its source, by name or folder.
+        positions: how the student's positions were extended, if they were.
+        revision: of the teacher's Hub repository.
+    """
+
+    student: str
+    teacher: str
+    positions: Literal["repeat", "interpolate"] = "repeat"
+    revision: str | None = None
+
+
+@dataclass
+class Distillation:
+    """Section `distillation`.
+
+    Args:
+        trainable: `shortening`: only gates, E, F and length corrections, so that inputs of at most K tokens stay exact
+            (pooled types); `encoder`: every weight of the encoder's layers.
+        hidden_weight, embedding_weight, answer_weight: of the three parts of the loss.
+        validation_rows: held-out rows for the validation loss and the fidelity report.
+    """
+
+    trainable: Literal["shortening", "encoder"] = "shortening"
+    hidden_weight: float = 1.0
+    embedding_weight: float = 1.0
+    answer_weight: float = 1.0
+    validation_rows: int = 48
+
+    def __post_init__(self) -> None:
+        if self.validation_rows < 1:
+            raise ValueError(f"validation_rows must be at least 1, got {self.validation_rows}.")
+        if min(self.hidden_weight, self.embedding_weight, self.answer_weight) < 0:
+            raise ValueError("the weights of the loss must be at least 0.")
+
+
+SECTIONS = {
+    "model": DistillModel,
+    "distillation": Distillation,
+    "data": PretrainingData,
+    "training": TrainingArguments,
+    "card": CardMetadata,
+}
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A distillation recipe, every section of it checked. Raises RecipeError."""
+    recipe = load_recipe(path, overrides, SECTIONS)
+    for section in ("model", "distillation", "data"):
+        recipe.build(section)
+    if recipe.build("data").streaming:
+        raise RecipeError("distill reads a prepared corpus: leave data.streaming out.")
+    return recipe
+
+
+class Distiller(Trainer):
+    """Trainer with the distillation loss: `compute_loss` is the place that it documents for that."""
+
+    def __init__(self, teacher: LinformerPreTrainedModel, weights: Distillation, **arguments: Any):
+        super().__init__(**arguments)
+        self.teacher, self.weights = teacher.to(self.args.device), weights
+        # The loss is a mean over this batch, so Trainer must divide it by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.can_return_loss = True
+        self.label_names: list[str] = []
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels, mask = inputs.pop("labels", None), inputs["attention_mask"]
+        if isinstance(self.teacher, LinformerForMultipleChoice):
+            inputs = {name: value[:, None] for name, value in inputs.items()}  # one choice
+        with torch.no_grad():
+            goal = self.teacher(**inputs, output_hidden_states=True)
+        given = model(**inputs, output_hidden_states=True)
+        loss = distillation_loss(given, goal, mask, labels, self.weights)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+def distillation_loss(
+    given: Any, goal: Any, mask: torch.Tensor, labels: torch.Tensor | None, weights: Distillation
+) -> torch.Tensor:
+    """Loss of outputs with hidden states [B, N, C] each, over the real tokens that mask [B, N] marks; a scalar.
+
+    `labels` [B, N] marks the tokens behind masks with anything but -100; without it, answers of whole rows count.
+    """
+    real = mask.bool()
+    errors = []
+    for ours, theirs in zip(given.hidden_states[1:], goal.hidden_states[1:], strict=True):
+        ours, theirs = ours.float()[real], theirs.float()[real]
+        errors.append((ours - theirs).square().sum() / theirs.square().sum())
+    loss = weights.hidden_weight * torch.stack(errors).mean()
+    pooled = [
+        (states.float() * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+        for states in (given.hidden_states[-1], goal.hidden_states[-1])
+    ]
+    loss = loss + weights.embedding_weight * (1 - torch.cosine_similarity(*pooled)).mean()
+    for name in ("logits", "start_logits", "end_logits"):
+        ours, theirs = getattr(given, name, None), getattr(goal, name, None)
+        if ours is None or theirs is None:
+            continue
+        if labels is not None:
+            ours, theirs = ours[labels != -100], theirs[labels != -100]
+        elif ours.dim() == 3:
+            ours, theirs = ours[real], theirs[real]
+        elif name != "logits":  # the answer's start or end is no padding
+            ours, theirs = (logits.float().masked_fill(~real, -1e4) for logits in (ours, theirs))
+        divergence = torch.nn.functional.kl_div(
+            ours.float().log_softmax(-1), theirs.float().log_softmax(-1), reduction="sum", log_target=True
+        )
+        loss = loss + weights.answer_weight * divergence / max(len(ours), 1)  # a batch may have no masked token
+    return loss
+
+
+def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+    """Distil as the recipe says.
+
+    Args:
+        recipe_path: YAML file.
+        overrides: `section.key=value`, applied over the file.
+        resume: continue the last whole checkpoint in `training.output_dir`.
+
+    Returns:
+        The folder of the run: the student, results.json, curve.png and the fidelity report.
+
+    Raises:
+        RecipeError: an unknown key or a value of the wrong type.
+        FileExistsError: the folder is not empty and `resume` is False.
+        Interrupted: SIGTERM or Ctrl-C during training; a checkpoint has been written.
+        FloatingPointError: the loss is not finite.
+        ConversionError, ValueError: teacher and student do not belong together; the message says why.
+    """
+    started = time.time()
+    recipe = read_recipe(recipe_path, overrides)
+    section, weights = recipe.build("model"), recipe.build("distillation")
+    arguments: TrainingArguments = recipe.build("training")
+    folder = open_run(arguments.output_dir, recipe.raw, resume)
+    set_seed(arguments.seed)
+    source = read_source(section.teacher, section.revision)
+    student, kept = load_student(section, source)
+    length = student.config.max_position_embeddings
+    teacher = exact_twin(source, length, section.positions)
+    check_pair(section, student, teacher)
+    data: PretrainingData = recipe.build("data")
+    if (data.sequence_length or 0) > length:
+        raise ValueError(f"data.sequence_length={data.sequence_length} is longer than the student reads ({length}).")
+    with arguments.main_process_first(desc="preparing the corpus"):
+        data.tokenizer = data.tokenizer or section.student
+        corpus = prepare(data, data.sequence_length or length)
+        held_out = held_out_rows(corpus, data, length, weights.validation_rows)
+    difference = fidelity.check_twin(source, teacher, held_out)
+    choose_trainable(student, weights.trainable)
+    trainer = build_trainer(teacher, student, weights, arguments, data, corpus)
+    begin_run(folder, recipe.raw)
+    trained = train(trainer, folder, recipe.raw, resume)
+    evaluated = trainer.evaluate()
+    for name, value in kept.items():
+        setattr(student.config, name, value)
+    save_final(trainer, folder)
+    if trainer.is_world_process_zero():
+        # Loaded anew: Trainer has wrapped this one's forward in autocast, and what was saved is what is reported on.
+        saved = load_student(replace(section, student=str(folder)), source)[0].eval()
+        content = fidelity.report(source, teacher.to("cpu"), saved, held_out, difference)
+        measured = {**trained, **evaluated}
+        with writing(folder):
+            report(trainer, saved, folder, recipe.raw, source, content, corpus.counts, measured, started)
+        print(f"Distilled model, {fidelity.REPORT_FILE} and {RESULTS_FILE}: {folder.resolve()}")
+    return folder
+
+
+def load_student(section: DistillModel, source: Source) -> tuple[LinformerPreTrainedModel, dict[str, Any]]:
+    """The student without dropout, and the dropout rates to write into its configuration again at the end."""
+    kept: dict[str, Any] = {}
+    model_class = getattr(modeling_linformer, f"Linformer{source.head}")
+    pooler = {"add_pooling_layer": source.with_pooler} if source.head == "Model" else {}
+    with loading(section.student):
+        config = model_class.config_class.from_pretrained(section.student)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            kept[name] = getattr(config, name)
+            setattr(config, name, 0.0)
+        student, info = model_class.from_pretrained(
+            section.student,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **pooler,
+        )
+    theirs = source.config
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        if getattr(config, name) != theirs[name]:
+            raise ValueError(
+                f"the student {section.student!r} has {name}={getattr(config, name)}, the teacher {section.teacher!r} "
+                f"{theirs[name]}: it was not converted from this teacher."
+            )
+    if source.head.endswith("Classification") and config.id2label != theirs.get("id2label", config.id2label):
+        raise ValueError(
+            f"the student {section.student!r} has the classes {', '.join(config.id2label.values())}, the teacher "
+            f"{section.teacher!r} {', '.join(theirs['id2label'].values())}: answers are compared by their numbers."
+        )
+    if info["missing_keys"]:  # transformers fills them with random numbers
+        missing = ", ".join(sorted(info["missing_keys"])[:4])
+        raise ValueError(f"the student {section.student!r} lacks weights that the teacher has: {missing}.")
+    return student, kept
+
+
+def check_pair(section: DistillModel, student: LinformerPreTrainedModel, teacher: LinformerPreTrainedModel) -> None:
+    """Raise a ValueError unless student and teacher have the same embeddings, which neither verb trains."""
+    ours, theirs = student.base_model.embeddings, teacher.base_model.embeddings
+    for name, reason in (
+        ("word_embeddings", "it was not converted from this teacher"),
+        ("position_embeddings", "set model.positions to what it was converted with"),
+    ):
+        # Far above half precision's rounding.
+        if relative_error([getattr(ours, name).weight.detach()], [getattr(theirs, name).weight.detach()]) > 0.05:
+            raise ValueError(
+                f"the student {section.student!r} has other {name} than the teacher {section.teacher!r}: {reason}."
+            )
+
+
+def held_out_rows(
+    corpus: PreparedCorpus, data: PretrainingData, length: int, rows: int
+) -> dict[str, list[torch.Tensor]]:
+    """What the report measures on, by genre: the corpus's validation documents, and text that no corpus has."""
+    unseen = text_rows(None, corpus.tokenizer, length, 0, (rows + 1) // 2, cache_dir=data.cache_dir).held_out
+    own = draw(corpus.validation["input_ids"], length, rows, 0)
+    return {**({"held-out documents of the corpus": own} if own else {}), **unseen}
+
+
+def choose_trainable(student: LinformerPreTrainedModel, trainable: str) -> None:
+    """Freeze what is not to be trained. Raises a ValueError if nothing is left."""
+    pattern = SHORTENING if trainable == "shortening" else r"encoder\.layer\.|encoder\.projection\."
+    left = 0
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(re.search(pattern, f".{name}") is not None)
+        left += parameter.requires_grad
+    if not left:
+        raise ValueError(
+            "the student has neither gates nor E, F nor length corrections to train. Convert it with --calibrate, or "
+            "set distillation.trainable=encoder."
+        )
+
+
+def build_trainer(
+    teacher: LinformerPreTrainedModel,
+    student: LinformerPreTrainedModel,
+    weights: Distillation,
+    arguments: TrainingArguments,
+    data: PretrainingData,
+    corpus: PreparedCorpus,
+) -> Distiller:
+    count = min(weights.validation_rows, len(corpus.validation))
+    order = torch.randperm(len(corpus.validation), generator=torch.Generator().manual_seed(data.seed))[:count]
+    train: Any = corpus.train
+    validation: Any = corpus.validation.select(order.tolist())
+    collate: Any = DataCollatorWithPadding(corpus.tokenizer)
+    callbacks = []
+    if isinstance(student, LinformerForMaskedLM):
+        masker = Masker(corpus.tokenizer, data.seed, data.mlm_probability, data.mask_fractions, data.whole_word_masking)
+        train, validation = MaskedDataset(train, masker), MaskedDataset(validation, masker, static=True)
+        collate = pad_collate(corpus.tokenizer)
+        callbacks = [EpochCallback(train)]
+    return Distiller(
+        teacher=teacher,
+        weights=weights,
+        model=student,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=collate,
+        processing_class=corpus.tokenizer,
+        callbacks=callbacks,
+    )
+
+
+def report(
+    trainer: Distiller,
+    student: LinformerPreTrainedModel,
+    folder: Path,
+    recipe: dict[str, Any],
+    source: Source,
+    content: dict[str, Any],
+    counts: dict[str, Any],
+    metrics: dict[str, float],
+    started: float,
+) -> None:
+    """The fidelity report, curve.png, README.md and results.json."""
+    args = trainer.args
+    fidelity.write(folder, content)
+    plot_curve(folder / CURVE_FILE, trainer.state.log_history, "Distillation")
+    measured = {
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "parameters trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "optimizer steps": trainer.state.global_step,
+        "validation loss": metrics["eval_loss"],
+        "training, s": metrics["train_runtime"],
+        "skipped steps": metrics["skipped_steps"],
+        "wall time, s": time.time() - started,
+    }
+    facts = {**fidelity.card(student, source, content, measured), **metadata_of(recipe)}
+    write_card(folder, facts)
+    write_json(
+        folder / RESULTS_FILE,
+        {
+            "verb": "distill",
+            "recipe": recipe,
+            **environment(args.seed, args.device, training_dtype(trainer)),
+            "data": counts,
+            "metrics": measured,
+            "card": facts,
+            "fidelity": content,
+            "peak_memory_mib": peak_memory_mib(args.device),
+            "history": trainer.state.log_history,
+        },
+    )
+    show("\n" + fidelity.summary_table(content["lengths"]) + "\n")

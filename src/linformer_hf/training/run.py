@@ -1,0 +1,216 @@
+"""What a run leaves behind: a folder that `from_pretrained` loads, results.json, a curve and a model card.
+
+Every file is written beside its place and then renamed, and results.json comes last: a folder that has it is whole.
+All text goes through `write_text`, which writes the home folder as `~`: such a folder may be published.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from ..utils import checksums, full_disk
+from ..utils.files import RECIPE_FILE, RESULTS_FILE, read_json, record, write_json
+from ..utils.full_disk import DiskFull
+from ..utils.processes import Interrupted, is_main_process
+from ..utils.reporting import save_figure
+from . import trackers
+from .callbacks import AlreadyTrained, Watch
+from .checkpoints import (
+    Seal,
+    checkpoints_in,
+    ended_in,
+    incomplete,
+    last_whole_checkpoint,
+    random_states_before_state,
+    set_aside,
+)
+
+
+logger = logging.getLogger(__name__)
+
+
+def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) -> Path:
+    """The run's folder, checked; nothing is written yet (see `begin_run`).
+
+    Args:
+        recipe: the sections of the recipe, JSON-able.
+        resume: continue in a folder that holds an interrupted run of the same recipe.
+
+    Raises:
+        FileExistsError: the folder holds something and `resume` is False, or it holds a finished run.
+        ValueError: `resume` with another `model` or `data` section than the interrupted run had; a tracker that is
+            not installed.
+    """
+    if not output_dir:
+        raise ValueError("training.output_dir is missing: name the folder that the run may fill.")
+    trackers.check(recipe.get("training") or {})
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"training.output_dir {folder} is a file; name a folder.")
+    if not is_main_process():
+        return folder
+    if (folder / RESULTS_FILE).exists():
+        raise FileExistsError(
+            f"{folder} holds a finished run ({RESULTS_FILE} is there). Choose another output_dir, or delete it."
+        )
+    recipe = record(recipe)
+    if folder.exists() and any(folder.iterdir()):
+        if not resume:
+            raise FileExistsError(
+                f"{folder} is not empty. Choose another training.output_dir, add --resume to continue the run in it, "
+                "or delete it."
+            )
+        if (folder / RECIPE_FILE).exists():
+            way_out = "Delete it, and --resume goes on without comparing the recipes."
+            before = read_json(folder / RECIPE_FILE, way_out)
+            for section in ("model", "data", "distillation"):
+                if before.get(section) != recipe.get(section):
+                    raise ValueError(
+                        f"--resume: section {section!r} differs from the interrupted run in {folder}: "
+                        f"{before.get(section)} then, {recipe.get(section)} now. Use the same recipe, or another "
+                        "training.output_dir."
+                    )
+    return folder
+
+
+def begin_run(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Write recipe.json, when data and model are ready: what fails before leaves no folder behind to clear away."""
+    if is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(".*"):  # what a killed run was writing beside its place
+            if re.fullmatch(r"\..+\.\d+(\.png)?", path.name):
+                path.unlink()
+        with writing(folder):
+            write_json(folder / RECIPE_FILE, recipe)
+
+
+def training_dtype(trainer: Trainer) -> str:
+    args = trainer.args
+    return "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else str(trainer.model.dtype)[6:]
+
+
+def plot_curve(
+    path: Path, history: Sequence[Mapping[str, float]], title: str, lines: Mapping[str, float] | None = None
+) -> None:
+    """Training and validation loss against optimizer steps as PNG; `lines` are horizontal, such as a baseline."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    train = [(row["step"], row["loss"]) for row in history if "loss" in row]
+    valid = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
+    if train:
+        axes.plot(*zip(*train, strict=True), label="training", linewidth=1.2)
+    if valid:
+        axes.plot(*zip(*valid, strict=True), label="validation", marker="o", markersize=3.5)
+    for label, height in (lines or {}).items():
+        axes.axhline(height, linestyle="--", linewidth=1, color="gray", label=f"{label} ({height:.3f})")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats)", title=title)
+    axes.grid(alpha=0.3)
+    if train or valid or lines:
+        axes.legend()
+    save_figure(figure, path)
+
+
+def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: bool) -> dict[str, float]:
+    """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics.
+
+    Args:
+        recipe: the sections of the recipe. `training.logging_nan_inf_filter: true` in it skips, and counts, steps
+            whose gradient is not finite; Trainer's default of that name would only hide such a loss.
+
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
+        FloatingPointError: the loss or a weight is not finite.
+        DiskFull: a checkpoint cannot be written.
+        ValueError: FSDP is asked for and would not be used; or there are checkpoints and every one is damaged.
+    """
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            "training.fsdp: accelerate shards no model on CPUs (it would train whole copies without a word). Leave "
+            "training.fsdp out, or train on GPUs."
+        )
+    checkpoint = last_whole_checkpoint(folder) if resume else None
+    if resume:
+        if checkpoint is None and (damaged := {path.name: incomplete(path) for path in ended_in(folder)}):
+            raise ValueError(
+                f"{folder} has no whole checkpoint to resume from: "
+                f"{'; '.join(f'{name}: {problem}' for name, problem in damaged.items())}. Restore one from a copy, or "
+                "delete them to begin anew."
+            )
+        if trainer.is_world_process_zero():
+            set_aside(folder, checkpoint)
+        logger.warning("Resuming from %s.", checkpoint or f"the beginning: {folder} has no whole checkpoint yet")
+    filtered = bool((recipe.get("training") or {}).get("logging_nan_inf_filter"))
+    trainer.args.logging_nan_inf_filter = filtered
+    watch = Watch(trainer, lambda: last_whole_checkpoint(folder), check=not filtered)
+    trainer.add_callback(watch)
+    trackers.prepare(trainer)
+    seal = Seal()
+    trainer.add_callback(seal)
+    random_states_before_state(trainer)
+    with watch.signals(), writing(folder):
+        try:
+            metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+        except AlreadyTrained:  # weights, optimizer and state are loaded, and there is nothing to do
+            trainer.is_in_train = False
+            if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+                trainer._load_best_model()
+            metrics = {"train_runtime": 0.0, "train_samples_per_second": 0.0}
+        except Exception as error:
+            if checkpoint is None or seal.begun or isinstance(error, OSError):
+                raise
+            # Its text may advise to read the file without protection; --traceback shows it.
+            raise ValueError(
+                f"{checkpoint} cannot be resumed from ({type(error).__name__} while it was read). Delete it to go on "
+                "from the one before it."
+            ) from error
+    trainer.remove_callback(watch)
+    trainer.remove_callback(seal)
+    if watch.number:
+        raise Interrupted(watch.number, last_whole_checkpoint(folder))
+    return {**metrics, "skipped_steps": watch.skipped}
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what a full disk raises into a DiskFull that says what is whole."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        reason = full_disk.reason(error)
+        if reason is None:
+            raise
+        if is_main_process():
+            for half in checkpoints_in(folder):
+                if incomplete(half):
+                    shutil.rmtree(half)  # it takes the room that is missing
+        checkpoint = last_whole_checkpoint(folder)
+        whole = f"the last whole checkpoint is {checkpoint}" if checkpoint else "there is no whole checkpoint"
+        raise DiskFull(
+            f"writing to {folder} failed ({reason}); {whole}. Make room and give the same command with --resume."
+        ) from error
+
+
+def save_final(trainer: Trainer, folder: Path) -> None:
+    """Model, tokenizer and custom code into `folder`: written to a folder inside it first, then moved file by file."""
+    beside = folder / ".final"
+    with writing(folder):
+        trainer.save_model(str(beside))  # every process takes part: a sharded model is gathered here
+    if not trainer.is_world_process_zero():
+        return
+    checksums.write(beside)
+    for path in sorted(beside.iterdir()):
+        os.replace(path, folder / path.name)
+    shutil.rmtree(beside)

@@ -1,0 +1,145 @@
+"""Signals: as exceptions, and for the processes that this one has started.
+
+A training notes them instead (see `watch`).
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+
+PARENT = "LINFORMER_HF_PARENT"  # in the environment of a run that another one has started: that one's process ID
+GRACE_SECONDS = 60  # for a child that writes a checkpoint before it ends
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run. A KeyboardInterrupt, so that nothing takes it for an error that it may handle.
+
+    Args:
+        number: of the signal.
+        checkpoint: what `--resume` goes on from, if training had begun.
+    """
+
+    def __init__(self, number: int, checkpoint: Path | None = None):
+        super().__init__(signal.Signals(number).name)
+        self.number, self.checkpoint = number, checkpoint
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises Interrupted, so that what is half made is cleared away, as it is on Ctrl-C."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Interrupted(number)
+
+    with handlers({signal.SIGTERM: end}):
+        yield
+
+
+@contextlib.contextmanager
+def handlers(handlers: dict[signal.Signals, Callable[[int, Any], None]]) -> Iterator[None]:
+    """Other handlers of signals for a while. Does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Kill this process when the one that $LINFORMER_HF_PARENT names is gone, or the torchrun that started it.
+
+    After a kill -9 of a sweep or of torchrun its runs would write where the next start of it goes on or begins anew.
+    """
+    parents = [int(os.environ[PARENT])] if PARENT in os.environ else []
+    if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ:  # that is, torchrun started this very process
+        parents.append(os.getppid())
+    if not parents:
+        return
+
+    def watch() -> None:
+        while True:
+            try:
+                for parent in parents:
+                    os.kill(parent, 0)  # sends nothing
+            except OSError:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.2)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Child(Protocol):
+    """What is used of subprocess.Popen."""
+
+    def wait(self, timeout: float | None = None) -> int: ...
+    def poll(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Children:
+    """Processes that end with this one: a process that is ended by a signal would leave them running."""
+
+    def __init__(self) -> None:
+        self.running: set[Child] = set()
+        self.lock = threading.Lock()
+        self.ended = False
+
+    def call(self, command: Sequence[str], **options: Any) -> int:
+        """Run a command to its end, in any thread; its exit status. `options` are those of Popen.
+
+        Raises:
+            Interrupted: `end` has been called; nothing is started.
+        """
+        return self.wait_for(lambda: subprocess.Popen(command, **options))
+
+    def wait_for(self, start: Callable[[], Child]) -> int:
+        """Start a process and wait for its end, in any thread; its exit status. Raises as `call` does."""
+        with self.lock:
+            if self.ended:
+                raise Interrupted(signal.SIGTERM)
+            process = start()
+            self.running.add(process)
+        try:
+            return process.wait()
+        except BaseException:
+            _end([process])
+            raise
+        finally:
+            self.running.discard(process)
+
+    def end(self) -> None:
+        """End all that run, and start no more."""
+        with self.lock:
+            self.ended = True
+            running = list(self.running)
+        _end(running)
+
+
+def _end(processes: Sequence[Child]) -> None:
+    """SIGTERM, then SIGKILL for what still runs after GRACE_SECONDS or at a second Ctrl-C."""
+    for process in processes:
+        process.terminate()
+    try:
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+
+
+def is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,139 @@
+"""torch.compile and torch.export give what eager gives, at any batch size, length and padding."""
+
+import pytest
+import torch
+from reference import BANDS, TYPES, name_of, tiny_batch, tiny_config, tiny_model
+from torch._dynamo.testing import CompileCounter
+from transformers import BertConfig, BertModel
+
+from linformer_hf import LinformerForMaskedLM, LinformerForSequenceClassification
+
+
+PER_HEAD = [{"projection_type": kind, "projection_sharing": "none"} for kind in ("linear", "conv")]
+OPTIONS = [
+    {"projection_type": "linear", "projection_init": "mean_pool"},  # its empty slots depend on the weights
+    {"projection_type": "mean_pool", "log_count_bias": True, "boundary_slots": True},
+    {"projection_type": "gated_pool", **BANDS[1], "length_correction": True},
+    {"projection_type": "gated_pool", **BANDS[2], "length_correction": True},
+]
+PROJECTIONS = TYPES + PER_HEAD + OPTIONS
+each_projection = pytest.mark.parametrize("projection", PROJECTIONS, ids=name_of)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.set_num_threads(1)
+    torch.compiler.reset()
+
+
+def batches():
+    """Batches of many shapes: 2 to 5 rows, 2 to N = 20 tokens; padded right, left, with holes, not at all, wholly."""
+    for rows, length in ((5, 13), (3, 4), (4, 2), (2, 20)):
+        ids, _, mask = tiny_batch(length, seed=length)
+        yield ids[:rows].clone(), mask[:rows].clone()  # no views: dynamo compiles anew for each kind of view
+    ids, _, mask = tiny_batch(9)
+    yield ids, torch.ones_like(mask)
+    mask[2] = 0
+    yield ids, mask
+
+
+def assert_same(got, expected):
+    """Also at padding, where all states are zeros."""
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
+    assert got.isfinite().all()
+
+
+@each_projection
+def test_export_with_dynamic_batch_and_length_equals_eager(projection):
+    model = tiny_model(LinformerForMaskedLM, **projection)
+    ids, _, mask = tiny_batch(length=11)
+    batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=2, max=20)
+    shapes = {"input_ids": {0: batch, 1: length}, "attention_mask": {0: batch, 1: length}}
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    exported = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        for ids, mask in batches():
+            got = exported(input_ids=ids, attention_mask=mask).logits
+            assert_same(got, model(ids, mask).logits)
+
+
+@each_projection
+def test_export_without_a_mask_equals_eager(projection):
+    model = tiny_model(LinformerForMaskedLM, **projection)
+    ids, _, _ = tiny_batch(length=11)
+    shapes = {"input_ids": {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=20)}}
+    exported = torch.export.export(model, (), {"input_ids": ids}, dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        for ids, _ in batches():
+            got = exported(input_ids=ids).logits
+            torch.testing.assert_close(got, model(ids).logits, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("projection", "masked"),
+    # `fixed` computes what `linear` does; the last two bands are more than the first. Without a mask only the slots'
+    # bias differs, and only where there is one.
+    [(projection, True) for projection in PROJECTIONS if projection not in (TYPES[1], TYPES[-1])]
+    + [(projection, False) for projection in (TYPES[2], OPTIONS[1], OPTIONS[-1])],
+    ids=lambda value: name_of(value) if isinstance(value, dict) else f"mask={value}",
+)
+def test_one_graph_equals_eager_in_outputs_and_gradients(projection, masked):
+    """`fullgraph=True` raises on a graph break; aot_eager traces forward and backward without generating code.
+
+    One layer: a second one is traced like the first, for as many seconds.
+    """
+    model = tiny_model(LinformerForMaskedLM, num_hidden_layers=1, **projection)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for number, (ids, mask) in enumerate(batches()):
+        if ids.shape[1] == 20 and projection != TYPES[0]:
+            continue  # length N is one more graph, and differs only in the columns of E
+        mask = mask if masked else None
+        expected = model(ids, mask)
+        got = compiled(input_ids=ids, attention_mask=mask)
+        assert_same(got.logits, expected.logits)
+        if number:  # gradients once: the graph is the same
+            continue
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        gradients = [
+            torch.autograd.grad(o.logits.square().mean(), parameters, allow_unused=True) for o in (got, expected)
+        ]
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("projection", [TYPES[0], OPTIONS[-1]], ids=name_of)
+def test_generated_code_equals_eager(projection):
+    """The default backend, with its own kernels, on the default projection and a band, and a head with a pooler."""
+    model = tiny_model(LinformerForSequenceClassification, num_hidden_layers=1, **projection)
+    compiled = torch.compile(model, fullgraph=True)
+    ids, _, mask = tiny_batch()
+    with torch.no_grad():
+        got = compiled(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(got, model(ids, mask).logits, atol=2e-5, rtol=2e-5)
+
+
+def graphs(model) -> int:
+    """How many graphs are compiled for inputs of many lengths, longer and shorter than K, with a mask and without."""
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model.eval(), backend=counter)
+    with torch.no_grad():
+        for length in (20, 7, 3, 15, 18):
+            for rows in (3, 2):
+                ids = torch.randint(1, 50, (rows, length))
+                mask = (torch.arange(length) < torch.tensor([[length // 2], [length], [length]])[:rows]).long()
+                compiled(ids)
+                compiled(ids, attention_mask=mask)
+    return counter.frame_count
+
+
+@pytest.fixture(scope="module")
+def graphs_of_bert() -> int:
+    sizes = {name: getattr(tiny_config(), name) for name in ("vocab_size", "hidden_size", "intermediate_size")}
+    return graphs(BertModel(BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)))
+
+
+@pytest.mark.parametrize("kind", [TYPES[0], *TYPES[2:4], TYPES[-1]], ids=name_of)
+def test_calls_with_and_without_a_mask_compile_no_more_graphs_than_bert(kind, graphs_of_bert):
+    """torch gives up at 8."""
+    assert graphs(tiny_model(num_hidden_layers=1, **kind)) <= graphs_of_bert <= 6

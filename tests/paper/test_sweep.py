@@ -1,0 +1,188 @@
+"""`linformer-hf sweep`: cells, what is kept of them, failures that stay visible."""
+
+import errno
+import json
+
+import pytest
+
+from linformer_hf import cli
+from linformer_hf.paper import grid as cells
+from linformer_hf.paper import sweep as verb
+from linformer_hf.paper.sweep import Sweep, read_recipe, render
+from linformer_hf.recipe import RecipeError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("sweep")
+    base = {
+        "model": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 32,
+            "projected_length": 8,
+        },
+        "data": {
+            "sources": [{"kind": "files", "path": str(texts)}],
+            "vocab_size": 200,
+            "validation_fraction": 0.3,
+        },
+        "training": {
+            "output_dir": str(folder / "own"),
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "report_to": "none",
+        },
+    }
+    (folder / "base.yaml").write_text(json.dumps(base), encoding="utf-8")
+    section = {
+        "output_dir": str(folder / "out"),
+        "recipe": str(folder / "base.yaml"),
+        "overrides": ["training.disable_tqdm=true"],
+        "cells": {"K = 8": [], "K = 16": ["model.projected_length=16"]},
+        "seeds": [5],
+    }
+    (folder / "r.yaml").write_text(json.dumps({"sweep": section}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(place):
+    return verb.sweep(place / "r.yaml")
+
+
+def test_cells_differ_in_their_overrides_only(ran):
+    content = json.loads((ran / "results.json").read_text(encoding="utf-8"))
+    recipes = {}
+    for name, k in (("K = 8", 8), ("K = 16", 16)):
+        own = json.loads((ran / cells.folder_name(name) / "seed-5" / "results.json").read_text(encoding="utf-8"))
+        assert own["recipe"]["model"].pop("projected_length") == k
+        assert own["recipe"]["training"].pop("output_dir").endswith("seed-5")
+        recipes[name] = own["recipe"]
+        run = content["cells"][name]["5"]
+        assert run["metrics"] == own["metrics"]
+        assert [point["step"] for point in run["curve"]] == [1, 2]
+        assert run["curve"][0]["seconds"] == pytest.approx(own["train_seconds"] / 2)
+    assert recipes["K = 8"] == recipes["K = 16"]
+    assert "| K = 16 |" in (ran / "table.md").read_text(encoding="utf-8")
+    for picture in (verb.STEPS_FILE, verb.SECONDS_FILE):
+        assert (ran / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_stand_in_the_recipes_order_whichever_run_ends_first(ran, place, tmp_path, monkeypatch):
+    done = json.loads((ran / "K-8" / "seed-5" / "results.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(verb, "run_all", lambda made, *_: [(number, done) for number in reversed(range(len(made)))])
+    verb.sweep(place / "r.yaml", ["sweep.seeds=[5, 6, 7]", f"sweep.output_dir={tmp_path / 'out'}"])
+    content = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert [list(seeds) for seeds in content["cells"].values()] == [["5", "6", "7"]] * 2
+
+
+def test_finished_cells_are_not_run_again(ran, place, monkeypatch):
+    monkeypatch.setattr(cells.Children, "call", lambda self, command, env: pytest.fail("a finished cell was run again"))
+    before = (ran / "results.json").read_bytes()
+    verb.sweep(place / "r.yaml")
+    assert (ran / "results.json").read_bytes() == before
+
+
+def test_a_failed_cell_is_shown_and_named_after_the_others_have_run(ran, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cells.Children, "call", lambda self, command, env: 1)
+    overrides = ["sweep.seeds=[5, 6]"]
+    assert cli.main(["sweep", str(place / "r.yaml"), *overrides]) == 2
+    printed = capsys.readouterr()
+    assert "2 cells failed: K = 8 (seed 6), K = 16 (seed 6)" in printed.err
+    table = (ran / "table.md").read_text(encoding="utf-8")
+    assert table.count("failed (seed 6)") == 2
+    content = json.loads((ran / "results.json").read_text(encoding="utf-8"))
+    assert content["cells"]["K = 8"]["6"] == {"failed": True}
+    assert "metrics" in content["cells"]["K = 8"]["5"]
+
+
+def test_a_full_disk_costs_no_finished_cell(ran, place, monkeypatch, capsys):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(cells.subprocess, "run", lambda command: pytest.fail("a finished cell was run again"))
+    before = (ran / "results.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "write_text", full)
+        assert cli.main(["sweep", str(place / "r.yaml")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert (ran / "results.json").read_bytes() == before
+    verb.sweep(place / "r.yaml")
+
+
+def test_cells_go_on_from_a_common_start_of_their_seed_and_n(place, texts, tmp_path):
+    start = json.loads((place / "base.yaml").read_text(encoding="utf-8"))
+    start["data"]["sequence_length"] = 16
+    (tmp_path / "start.yaml").write_text(json.dumps(start), encoding="utf-8")
+    overrides = [
+        f"sweep.output_dir={tmp_path / 'out'}",
+        f"sweep.start={tmp_path / 'start.yaml'}",
+        "sweep.jobs=2",
+        "sweep.cells={a: [], b: [model.max_position_embeddings=16]}",
+    ]
+    folder = verb.sweep(place / "r.yaml", overrides)
+    for name, n in (("a", 32), ("b", 16)):
+        own = json.loads((folder / name / "seed-5" / "results.json").read_text(encoding="utf-8"))
+        begun = folder / "start" / f"n-{n}" / "seed-5"
+        assert own["recipe"]["model"]["checkpoint"] == str(begun)
+        assert (folder / name / "seed-5.log").stat().st_size
+        model = json.loads((begun / "results.json").read_text(encoding="utf-8"))["recipe"]["model"]
+        assert (model["projection_type"], model["projected_length"], model["max_position_embeddings"]) == (
+            "mean_pool",
+            n,
+            n,
+        )
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert content["cells"]["b"]["5"]["model"] == {"max_position_embeddings": 16, "projected_length": 8}
+
+
+def test_what_has_not_run_yet_is_no_failure():
+    waiting = {"failed": True, "unfinished": True}
+    text = render({"full": {"0": run_of(10.0), "1": waiting}, "K": {"0": {"failed": True}, "1": waiting}})
+    assert "| full | not run yet (seed 1) |" in text
+    assert "| K | failed (seed 0); not run yet (seed 1) |" in text
+
+
+def run_of(perplexity: float) -> dict:
+    metrics = {"validation_perplexity": perplexity, "perplexity_ratio": 2.0}
+    return {"metrics": metrics, "train_seconds": 9.0, "wall_seconds": 10.0, "tokens_per_second": 5.0, "curve": []}
+
+
+def test_the_table_compares_with_the_first_cell_and_takes_no_mean_around_a_failure():
+    runs = {
+        "full": {"0": run_of(10.0), "1": run_of(12.0)},
+        "K": {"0": run_of(12.0), "1": run_of(12.1)},
+        "bad": {"0": run_of(1.0), "1": {"failed": True}},
+    }
+    text = render(runs)
+    assert "| full | 11.00 (10.00 to 12.00) |  |" in text
+    assert "| K | 12.05 (12.00 to 12.10) | +9.5 % |" in text
+    assert "| bad | failed (seed 1) |" in text
+    assert "10.0%" in text  # of the time is outside training
+    runs["full"]["0"] = {"failed": True}
+    assert "+9.5 %" not in render(runs)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cells": {}}, "cells is empty"),
+        ({"seeds": [1, 1]}, "a seed is given twice"),
+        ({"cells": {"a b": [], "a-b": []}}, "must differ in their letters and digits"),
+    ],
+)
+def test_bad_sections_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        Sweep(**{"output_dir": "out", "recipe": "r.yaml", "cells": {"one": []}, **change})
+
+
+def test_a_cell_that_cannot_be_is_refused_before_anything_runs(place):
+    with pytest.raises(RecipeError, match="projected_lenght"):
+        read_recipe(place / "r.yaml", ["sweep.cells={a: [model.projected_lenght=3]}"])
