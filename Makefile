@@ -18,7 +18,7 @@ MINILM := $(CACHE)/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo convert reproduce test torture quality docs clean
+.PHONY: help demo convert reproduce test gpu torture quality docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1:\2/p' Makefile | awk -F: '{printf "make %-9s %s\n", $$1, $$2}'
@@ -39,6 +39,12 @@ test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
 torture: $(INSTALLED) $(MINILM)  ## the long form of the tests that kill, corrupt and fuzz; figures in runs/torture
 	rm -f runs/torture/figures.jsonl
 	TORTURE=long $(VENV)/bin/pytest -m torture
+
+# Such a machine brings its own torch, and often reaches no network: nothing is installed.
+gpu:  ## on a machine with an NVIDIA GPU: the model's tests there, then time and memory, with PYTHON as it is (7 minutes)
+	PYTHONPATH=src $(PYTHON) -m pytest -n 4 --dist load -m gpu tests/model/test_accelerator.py
+	PYTHONPATH=src $(PYTHON) -m linformer_hf benchmark configs/benchmark/gpu.yaml
+	PYTHONPATH=src $(PYTHON) -m linformer_hf benchmark configs/benchmark/gpu-training.yaml
 
 quality: $(INSTALLED)  ## ruff check, ruff format --check, mypy
 	$(VENV)/bin/ruff check

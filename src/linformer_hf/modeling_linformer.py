@@ -33,7 +33,7 @@ Everything that is not attention is BERT: post-LN layers, learned positions, BER
   it is faster than torch's kernel there. float16 does not: its logits would overflow, which torch's kernel has in
   float32. Dropout draws 16 bits for an element.
 - Bad ids, labels and masks raise a ValueError on the CPU. On an accelerator that check would stall the queue at every
-  step, so there torch's own device-side assertion is left to speak.
+  step: there torch's own device-side assertion speaks, and rows without padding are fastest without a mask of ones.
 
 Letters: B batch, N length, K slots, H heads, D head size, C hidden size, V vocabulary.
 """
@@ -115,7 +115,7 @@ SharedProjection = Callable[[], LinformerProjection | None]
 
 def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ignore_index: int | None = None) -> None:
     """Raise a ValueError if an entry of `ids` lies outside [0, upper); eager CPU tensors only (see the top)."""
-    if ids is None or ids.device.type != "cpu" or not readable(ids) or ids.numel() == 0:
+    if ids is None or not readable(ids) or ids.numel() == 0:
         return
     bad = (ids < 0) | (ids >= upper)
     if ignore_index is not None:
@@ -139,7 +139,7 @@ def check_mask(attention_mask: torch.Tensor, given: torch.Tensor) -> None:
             f"attention_mask must be [batch, length] = {list(given.shape[:2])} with 1 on real tokens, got "
             f"{list(attention_mask.shape)}; a mask of query-key pairs cannot be honoured: {NO_CAUSAL}."
         )
-    if attention_mask.device.type == "cpu" and readable(attention_mask):
+    if readable(attention_mask):
         bad = (attention_mask != 0) & (attention_mask != 1)
         if bool(bad.any()):
             raise ValueError(
@@ -212,15 +212,25 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def as_made(module: nn.Module, hooks: int = 0) -> bool:
+def adapter(module: nn.Module) -> bool:
+    """Whether it is PEFT's, and packed rows are to it what a batch is: LoRA on a linear layer, a trained projection."""
+    kind = type(module)
+    name, inside = f"{kind.__module__}.{kind.__qualname__}", getattr(module, "original_module", None)
+    known = name == "peft.tuners.lora.layer.Linear"
+    known |= name == "peft.utils.other.ModulesToSaveWrapper" and isinstance(inside, LinformerProjection)
+    return known and kind.forward.__module__ == kind.__module__
+
+
+def as_made(module: nn.Module, hooks: int = 0, adapters: bool = False) -> bool:
     """Whether it is just as this file makes it, so that nobody can tell whether it was called.
 
-    Nobody has subclassed or replaced it, given it or its class a `forward` of its own, compiled it, put more than
-    `hooks` forward hooks on it, or made its weights tensors of another kind (quantized, sharded).
+    Nobody has subclassed or replaced it (but, with `adapters`, by an `adapter`), given it or its class a `forward` of
+    its own, compiled it, put more than `hooks` forward hooks on it, or made its weights tensors of another kind
+    (quantized, sharded).
     """
     kind = type(module)
     return (
-        MADE_HERE.get(kind) is kind.forward
+        (MADE_HERE.get(kind) is kind.forward or (adapters and adapter(module)))
         and "forward" not in module.__dict__
         and len(module._forward_hooks) <= hooks
         and not (module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
@@ -507,6 +517,8 @@ class LinformerSelfAttention(nn.Module):
         Each [B or 1, 1, H or 1, K or 1, D or K]: the same for all blocks.
         """
         short = tokens.length <= self.keys  # [B or 1]
+        if tokens.mask is None and holds(keys.shape[1] > self.keys):
+            return None
         if readable(short) and not bool(short.any()):
             return None
         first = torch.arange(self.keys, device=keys.device)
@@ -1013,7 +1025,7 @@ class LinformerModel(LinformerPreTrainedModel):
         """Whether nobody has changed, hooked or compiled a module of these parts."""
         capturing = getattr(self, "_output_capturing_hooks_installed", False)  # transformers' own; asleep unless asked
         return not torch.nn.modules.module._has_any_global_hook() and all(
-            as_made(module, hooks=capturing and isinstance(module, LinformerLayer | LinformerSelfAttention))
+            as_made(module, capturing and isinstance(module, LinformerLayer | LinformerSelfAttention), adapters=True)
             for part in parts
             for module in part.modules()
         )
@@ -1368,6 +1380,7 @@ MADE_HERE = {
     kind: kind.forward
     for kind in (
         *(nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList, *ACTIVATIONS),
+        *(nn.ModuleDict, nn.ParameterDict, nn.Dropout, nn.Identity),  # the inside of adapters
         *(LinformerEmbeddings, LinformerDropout, LinformerEncoder, LinformerLayer, LinformerProjection),
         *(LinformerAttention, LinformerSelfAttention, LinformerSelfOutput, LinformerCorrection),
         *(LinformerIntermediate, LinformerOutput),

@@ -51,9 +51,10 @@ from .configuration_linformer import LinformerConfig
 
 
 def readable(tensor: torch.Tensor) -> bool:
-    """Whether a branch may depend on its numbers: not in a graph, on the meta device or under torch.func."""
-    hidden = is_tracing(tensor) or tensor.device.type == "meta"
-    return not hidden and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    """Whether a branch may depend on its numbers: not in a graph, under torch.func, on the meta device, or on an
+    accelerator, where reading one would stall the queue at every step."""
+    plain = tensor.device.type == "cpu" and not is_tracing(tensor)
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def in_general_form() -> bool:

@@ -235,7 +235,7 @@ def test_constant_tokens_change_the_batch():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_is_not_there_is_refused_before_anything_is_measured(tmp_path, capsys):
-    recipe = "configs/benchmark/paper-gpu.yaml"
+    recipe = "configs/benchmark/gpu.yaml"
     folder = tmp_path / "out"
     root = Path(__file__).parents[2]
     assert cli.main(["benchmark", str(root / recipe), f"benchmark.output_dir={folder}"]) == 2

@@ -21,6 +21,7 @@ from reference import BANDS, add_noise, name_of, tiny_batch, tiny_model
 from sentence_transformers import SentenceTransformer
 
 import linformer_hf
+from linformer_hf import LinformerModel, modeling_linformer
 from linformer_hf.conversion.convert import convert_model
 from linformer_hf.conversion.huggingface import read_source
 
@@ -184,6 +185,38 @@ def test_lora_with_trainable_projections_saves_loads_and_merges(projection, tmp_
         merged = loaded.merge_and_unload()
         assert not any("lora" in name or "modules_to_save" in name for name, _ in merged.named_parameters())
         torch.testing.assert_close(merged(ids, mask).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_costs_lora_nothing(monkeypatch):
+    """Its layers are local to a token: batches are packed as without it, and give what the plain path gives."""
+    monkeypatch.setattr(modeling_linformer, "WORTH_PACKING", 1)
+    config = LoraConfig(r=2, target_modules=["query", "value", "dense"], modules_to_save=["projection"])
+    ids, _, mask = tiny_batch()
+    packs = []
+    remember = LinformerModel._packs
+    monkeypatch.setattr(LinformerModel, "_packs", lambda *given: packs.append(remember(*given)) or packs[-1])
+
+    def answer(change=lambda model: None):
+        no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = tiny_model(initializer_range=0.2, **no_dropout, **CONVERTED)
+        model = get_peft_model(model, copy.deepcopy(config)).train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(len(name)))
+        change(model)
+        output = model(ids, attention_mask=mask).last_hidden_state
+        output.pow(3).sum().backward()
+        return [output.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    def hook_inside(model):
+        inside = model.get_submodule("base_model.model.encoder.layer.1.attention.self.query.lora_A.default")
+        inside.register_forward_hook(lambda *given: None)
+
+    packed, plain = answer(), answer(hook_inside)
+    assert packs == [True, False]
+    assert len(packed) == len(plain) > 20
+    for one, other in zip(packed, plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 EMBEDDINGS = ["word_embeddings", "position_embeddings", "token_type_embeddings"]

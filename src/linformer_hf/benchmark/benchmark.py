@@ -223,6 +223,7 @@ def worker(task: str, section: Benchmark, threads: int, allocator: str) -> Any:
     environment = {**os.environ, **(TUNED if allocator == "tuned" else {})}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     environment["KINETO_LOG_LEVEL"] = "99"  # the profiler that counts memory says on every start that it starts
     command = [sys.executable, "-P", "-m", f"{__package__}.benchmark"]
     process = subprocess.Popen(
@@ -266,7 +267,8 @@ def time_group(section: Benchmark, group: Group) -> dict[str, Any]:
             if encoder == OURS:
                 unfit[name] = difference(model, states, mask, group)
             calls[name] = step(model, states, mask, group)
-            calls[name]()
+            for _ in range(2):  # a GPU's memory is in pieces after the first
+                calls[name]()
         except (RuntimeError, ValueError, TypeError) as error:  # an alternative that cannot do this at all
             failed[name] = " ".join(str(error).split())[:200]
             calls.pop(name, None)
@@ -402,12 +404,20 @@ def matmul_floor(shape: Shape, group: Group, device: str) -> Callable[[], Any]:
 
 
 def memory_group(section: Benchmark, group: Group) -> dict[str, Any]:
-    """Name -> {"peak_bytes": .., "input_bytes": ..} or {"failed": ..}; each case in a forked process."""
+    """Name -> {"peak_bytes": .., "input_bytes": ..} or {"failed": ..}.
+
+    On a CPU each case is measured in a forked process, for it may be ended; an accelerator has a counter of its own.
+    """
     found = {}
-    context: Any = multiprocessing.get_context("spawn" if section.device == "cuda" else "fork")
     for name, (encoder, shape) in section.cases(group).items():
+        if section.device == "cuda":
+            found[name] = memory_case(encoder, shape, group, section)
+            torch.cuda.empty_cache()
+            continue
+        context: Any = multiprocessing.get_context("fork")
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=memory_case, args=(sender, encoder, shape, group, section))
+        case = (encoder, shape, group, section)
+        process = context.Process(target=lambda pipe, *given: pipe.send(memory_case(*given)), args=(sender, *case))
         process.start()
         sender.close()
         try:
@@ -418,18 +428,17 @@ def memory_group(section: Benchmark, group: Group) -> dict[str, Any]:
     return found
 
 
-def memory_case(sender: Any, encoder: str, shape: Shape, group: Group, section: Benchmark) -> None:
+def memory_case(encoder: str, shape: Shape, group: Group, section: Benchmark) -> dict[str, Any]:
     try:
         model, states, mask = build(encoder, shape, group, section)
         call = step(model, states, mask, group)
         call()  # what the first call keeps, such as gradients, is no peak
         for parameter in (*model.parameters(), states):
             parameter.grad = None
-        sender.send(
-            {"peak_bytes": peak_bytes(call, section.device), "input_bytes": states.numel() * states.element_size()}
-        )
+        peak = peak_bytes(call, section.device)
+        return {"peak_bytes": peak, "input_bytes": states.numel() * states.element_size()}
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-        sender.send({"failed": " ".join(str(error).split())[:200]})
+        return {"failed": " ".join(str(error).split())[:200]}
 
 
 if __name__ == "__main__":
