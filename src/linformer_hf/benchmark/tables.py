@@ -68,12 +68,9 @@ def title(key: tuple[Any, ...]) -> str:
 def tables(content: dict[str, Any]) -> str:
     """Markdown: for every setting times and ratios, then memory, exponents and the paper's Table 3 beside ours."""
     section = content["recipe"]["benchmark"]
-    on_cpu = content["device"] == "cpu"
-    sizes = [
-        *([] if on_cpu else [content["device_name"]]),
-        content["processor"],
-        f"torch {content['versions']['torch']}",
-    ]
+    sizes = [content["processor"], f"torch {content['versions']['torch']}"]
+    if content.get("device") == "cuda":
+        sizes.insert(0, content["device_name"])
     sizes += [f"transformers {content['versions']['transformers']}"]
     sizes += [f"revision {(content['revision'] or 'unknown')[:12]}"]
     blocks = ["; ".join(sizes) + "."]
