@@ -48,6 +48,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2CLS, ACT2FN, GELUActivation
@@ -80,6 +81,7 @@ from .projection_linformer import (
     holds,
     in_general_form,
     readable,
+    shut,
     slot_edges,
 )
 
@@ -219,6 +221,19 @@ def adapter(module: nn.Module) -> bool:
     known = name == "peft.tuners.lora.layer.Linear"
     known |= name == "peft.utils.other.ModulesToSaveWrapper" and isinstance(inside, LinformerProjection)
     return known and kind.forward.__module__ == kind.__module__
+
+
+def recomputed(function: Callable, length: int, *given: Any) -> Any:
+    """`function(*given)`; in training on a CPU, what it computes between is not kept but computed again for gradients.
+
+    Of an attention over rows of `length` tokens that is more than all else of a layer. Rows of one block are not worth
+    it.
+    """
+    query: torch.Tensor = given[0]
+    plain = query.device.type != "cpu" or is_tracing(query) or transformed() or not torch.is_grad_enabled()
+    if plain or length <= BLOCK or not query.requires_grad:
+        return function(*given)
+    return checkpoint(function, *given, use_reentrant=False)
 
 
 def as_made(module: nn.Module, hooks: int = 0, adapters: bool = False) -> bool:
@@ -417,10 +432,10 @@ class LinformerSelfAttention(nn.Module):
         written_out = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
         plain = attention is sdpa_attention_forward and query.device.type == "cpu" and not is_tracing(query)
         if plain and (written_out or not query.shape[0]):  # torch's kernel takes no batch of 0 rows with a bias
-            output, _ = eager_attention_forward(  # see the top
-                self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs
-            )
-            return output, None
+            compute = partial(
+                eager_attention_forward, self, dropout=dropout, scaling=self.scaling, **kwargs
+            )  # see the top
+            return recomputed(lambda *given: compute(*given)[0], query.shape[2], query, key, value, bias), None
         return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
 
     def banded_attention(
@@ -458,8 +473,8 @@ class LinformerSelfAttention(nn.Module):
         outputs, maps = [], []
         for part, near_keys, near_values, part_bias in zip(*map(self.parts, by_block), strict=True):
             states = [(slot_keys, near_keys), (slot_values, near_values)]
-            key, value, part_bias = self.band(states, part_bias, single)
-            output, weights = self.attend(part.flatten(0, 1), key, value, part_bias, **kwargs)
+            compute = partial(self.attend_to_band, single=single, **kwargs)
+            output, weights = recomputed(compute, length, part, states, part_bias)
             outputs.append(output.reshape(batch, part.shape[1] * w, channels))  # [B b, w, H, D] -> [B, b w, C]
             if weights is not None:  # [B b, H, w, K] -> [B, H, b w, K]
                 maps.append(weights.unflatten(0, part.shape[:2]).transpose(1, 2).flatten(2, 3))
@@ -473,6 +488,18 @@ class LinformerSelfAttention(nn.Module):
             place = tokens.place[:, None, :, None].expand(batch, weights.shape[1], -1, weights.shape[3])
             weights = weights.gather(2, place)
         return output, weights
+
+    def attend_to_band(
+        self,
+        query: torch.Tensor,
+        states: list[tuple[torch.Tensor, torch.Tensor]],
+        bias: torch.Tensor,
+        single: list[torch.Tensor] | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of some blocks [B, b, H, w, D] -> [B b, w, H, D] and the map or None."""
+        key, value, bias = self.band(states, bias, single)
+        return self.attend(query.flatten(0, 1), key, value, bias, **kwargs)
 
     def parts(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys or biases of all blocks, [B, b, ...] -> those that are computed at a time: some `BLOCK` tokens.
@@ -525,20 +552,20 @@ class LinformerSelfAttention(nn.Module):
         # A row without a real token gets no bias, as in `LinformerProjection.slot_bias`.
         outside = (first >= tokens.length[:, None]) & (tokens.length > 0)[:, None]  # [B or 1, K]
         outside = outside[:, None, None, None]
-        single_bias = bias.new_zeros(outside.shape).masked_fill(outside, torch.finfo(bias.dtype).min)
+        single_bias = shut(bias.new_zeros(outside.shape), outside)
         first = first.clamp(max=keys.shape[1] - 1)
         single = [self.split_heads(states[:, first])[:, None] for states in (keys, values)]
         return [short[:, None, None, None, None], *single, single_bias]
 
     def band_bias(self, slot_bias: torch.Tensor, edges: torch.Tensor, tokens: RealTokens, blocks: int) -> torch.Tensor:
         """[B, b, H, K]: the slots' bias, and the lowest number on slots inside the band and outside the row."""
-        w, lowest = self.local_window, torch.finfo(slot_bias.dtype).min
+        w = self.local_window
         first = (torch.arange(blocks, device=edges.device) - 1)[:, None] * w  # [b, 1], where the band starts
         inside = (edges[:, None, :-1] >= first) & (edges[:, None, 1:] <= first + 3 * w)  # [B or 1, b, S]
-        far = slot_bias.transpose(1, 2).masked_fill(inside[:, :, None], lowest)  # [B, b, H, S]
+        far = shut(slot_bias.transpose(1, 2), inside[:, :, None])  # [B, b, H, S]
         place = first + torch.arange(3 * w, device=edges.device)  # [b, 3 w]
         outside = (place < 0) | (place >= tokens.length[:, None, None])  # [B or 1, b, 3 w]
-        near = torch.zeros_like(outside, dtype=slot_bias.dtype).masked_fill(outside, lowest)
+        near = shut(torch.zeros_like(outside, dtype=slot_bias.dtype), outside)
         return torch.cat([far, near[:, :, None].expand(far.shape[0], -1, far.shape[2], -1)], 3)
 
 
@@ -1282,7 +1309,7 @@ class LinformerForQuestionAnswering(LinformerPreTrainedModel):
         )
         logits = self.qa_outputs(outputs.last_hidden_state)  # [B, N, 2]
         if attention_mask is not None:
-            logits = logits.masked_fill(attention_mask[..., None] == 0, torch.finfo(logits.dtype).min)
+            logits = shut(logits, attention_mask[..., None] == 0)
         start_logits, end_logits = logits.unbind(-1)  # [B, N] each
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -1365,7 +1392,7 @@ class LinformerForMultipleChoice(LinformerPreTrainedModel):
         labels = None if labels is None else labels.flatten().to(logits.device)
         if attention_mask is not None:
             empty = ~(attention_mask != 0).any(-1)  # [B, choices]
-            logits = logits.masked_fill(empty, torch.finfo(logits.dtype).min)
+            logits = shut(logits, empty)
             if labels is not None:
                 labels = labels.masked_fill(empty.gather(1, labels.clamp(min=0).long()[:, None])[:, 0], -100)
         loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch)

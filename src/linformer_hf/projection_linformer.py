@@ -79,6 +79,11 @@ def exact(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def shut(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Logits or their bias with the lowest finite number at `where`: a softmax gives 0 there, and never NaN."""
+    return values.masked_fill(where, torch.finfo(values.dtype).min)
+
+
 class RealTokens(NamedTuple):
     """Where the real tokens of a batch stand.
 
@@ -345,13 +350,13 @@ class LinformerProjection(nn.Module):
         index = index.clamp(max=front.shape[1] - 1)
         gates = self.gather(nn.functional.linear(front, self.weight), index)  # [B, K, w, H]
         gates = gates.to(torch.promote_types(front.dtype, torch.float32))
-        masked = gates.masked_fill(~inside[..., None], torch.finfo(gates.dtype).min)
+        masked = shut(gates, ~inside[..., None])
         p = masked.softmax(2)  # an empty slot's is uniform; the slot is masked below
         # Not p * masked: its gradient multiplies the lowest number, overflows, and 0 * inf is NaN.
         entropy = torch.logsumexp(masked, 2) - (p * gates).sum(2)  # [B, K, H]
         empty = (edges[:, 1:] <= edges[:, :-1]) & (tokens.length > 0)[:, None]  # [B or 1, K]
         entropy = torch.where((tokens.length > 0)[:, None, None], entropy, 0.0)
-        bias = entropy.to(front.dtype).masked_fill(empty[..., None], torch.finfo(front.dtype).min)
+        bias = shut(entropy.to(front.dtype), empty[..., None])
         p, heads = p.to(front.dtype)[..., None], (self.num_heads, self.head_dim)
         pooled = [(self.gather(states, index).unflatten(-1, heads) * p).sum(2) for states in (keys, values)]
         return pooled[0].transpose(1, 2), pooled[1].transpose(1, 2), bias.transpose(1, 2)[:, :, None]
@@ -428,7 +433,7 @@ class LinformerProjection(nn.Module):
         count = self.windows(slot, tokens, dtype).sum(-1)  # [B or 1, K]
         bias = count.clamp(min=1).log() if self.log_count else torch.zeros_like(count)
         empty = (count == 0) & (tokens.length > 0)[:, None]
-        return bias.to(dtype).masked_fill(empty, torch.finfo(dtype).min)[:, None, None]
+        return shut(bias.to(dtype), empty)[:, None, None]
 
     @staticmethod
     def short_bias(tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor | None:
@@ -437,8 +442,7 @@ class LinformerProjection(nn.Module):
             return None
         length = tokens.length[:, None]
         empty = (torch.arange(tokens.mask.shape[-1], device=length.device) >= length) & (length > 0)  # [B, N]
-        bias = torch.zeros(empty.shape, dtype=dtype, device=empty.device)
-        return bias.masked_fill(empty, torch.finfo(dtype).min)[:, None, None]
+        return shut(torch.zeros_like(empty, dtype=dtype), empty)[:, None, None]
 
     def unreached_bias(self, tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor | None:
         """[B or 1, 1 or H, 1, K]: the lowest finite number on slots whose E and F are 0 at every real token of a row.
@@ -455,8 +459,7 @@ class LinformerProjection(nn.Module):
         empty = (first >= length) & (length > 0)  # [B or 1, 1 or H, K]
         if readable(empty) and not bool(empty.any()):
             return None
-        bias = torch.zeros(empty.shape, dtype=dtype, device=empty.device)
-        return bias.masked_fill(empty, torch.finfo(dtype).min)[:, :, None]
+        return shut(torch.zeros_like(empty, dtype=dtype), empty)[:, :, None]
 
 
 __all__ = ["LinformerProjection", "RealTokens"]

@@ -224,6 +224,32 @@ def test_memory_of_a_band_is_its_tokens_and_a_part():
     assert whole > 2 * ours
 
 
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[-1]], ids=["linear", "band"])
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_the_inside_of_an_attention_is_computed_again_and_not_kept(kind, rate, monkeypatch):
+    """For the backward pass: it is the most that training keeps. The masks of dropout are drawn alike."""
+    model = build(kind, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate).train()
+    states, kept, gradients = torch.randn(2, 500, 32), [], []
+
+    def keep(tensor):
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for recomputed in (modeling.recomputed, lambda function, length, *given: function(*given)):
+        monkeypatch.setattr(modeling, "recomputed", recomputed)
+        kept.append(0)
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model(inputs_embeds=states).last_hidden_state
+        gradients.append(torch.autograd.grad(output.pow(3).sum(), [p for p in model.encoder.parameters()]))
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+    if (
+        rate or kind is KINDS[-1]
+    ):  # the map of `linear` is torch's own kernel's, which keeps none, unless there is dropout
+        assert kept[0] < 0.8 * kept[1]
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_checkpointing_needs_less_memory_than_by_layer(rate):
     changes = {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
@@ -287,7 +313,8 @@ def test_a_checkpoint_draws_the_same_masks_again(reentrant, extra, monkeypatch):
     forward = drawn[1:]  # the embeddings' is not drawn again
     drawn.clear()
     output.sum().backward()
-    assert len(drawn) == len(forward) > 0
+    # Checkpointed by layer, the map of a row of more than a block is computed once more within the layer.
+    assert len(drawn) == len(forward) + (model.config.num_hidden_layers if extra == PLAIN else 0) > 0
     for again in drawn:
         assert any(again.shape == first.shape and torch.equal(again, first) for first in forward)
 
