@@ -40,8 +40,7 @@ Letters: B batch, N length, K slots, H heads, D head size, C hidden size, V voca
 
 import os
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
-from functools import partial, wraps
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -72,17 +71,22 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_linformer import AUTO_MAP, NO_CAUSAL, LinformerConfig
-from .projection_linformer import (
-    LinformerProjection,
+from .configuration_linformer import AUTO_MAP, LinformerConfig
+from .projection_linformer import LinformerProjection, slot_edges
+from .tokens_linformer import (
+    ID_TYPES,
     RealTokens,
     at_least,
+    check_inputs,
+    check_range,
+    check_shape,
     exact,
     holds,
+    ignore_padding,
     in_general_form,
+    padded_beyond_n,
     readable,
     shut,
-    slot_edges,
 )
 
 
@@ -91,68 +95,10 @@ BLOCK = 512
 # A row as a batch of its own costs some calls more: on average it must save so many tokens of padding, or, where blocks
 # save memory, be so long.
 WORTH_PACKING, WORTH_BLOCKS = 64, 256
-ID_TYPES = (torch.int64, torch.int32)
 LM_BIAS = "cls.predictions.decoder.bias"
-ONE_TEXT = "a row is one text, and slots would mix several; give each a row of its own, with an attention_mask"
-# Arguments of other models that would change the answer, and why they cannot be honoured.
-REFUSED = {
-    **dict.fromkeys(
-        ("is_causal", "encoder_hidden_states", "encoder_attention_mask", "past_key_values", "use_cache"), NO_CAUSAL
-    ),
-    **dict.fromkeys(
-        ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "cu_seqlens", "max_seqlen"),
-        ONE_TEXT,
-    ),
-    "global_attention_mask": "every token reads the same K slots, and none is read by all others; leave it out",
-    "head_mask": "heads cannot be switched off; leave it out",
-}
-KNOWN = {
-    *("input_ids", "attention_mask", "token_type_ids", "inputs_embeds", "labels", "start_positions", "end_positions"),
-    *("return_dict", *TransformersKwargs.__annotations__),
-}
 # A function that gives the projection: were the module an argument itself, hooks that bring a layer's weights from
 # elsewhere (accelerate) would try to move it too.
 SharedProjection = Callable[[], LinformerProjection | None]
-
-
-def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ignore_index: int | None = None) -> None:
-    """Raise a ValueError if an entry of `ids` lies outside [0, upper); eager CPU tensors only (see the top)."""
-    if ids is None or not readable(ids) or ids.numel() == 0:
-        return
-    bad = (ids < 0) | (ids >= upper)
-    if ignore_index is not None:
-        bad &= ids != ignore_index
-    if bool(bad.any()):
-        allowed = f"0 to {upper - 1}" + (f" or {ignore_index} (ignored)" if ignore_index is not None else "")
-        raise ValueError(f"{name} holds {ids[bad][0].item()}, but {limit} allows {allowed}.")
-
-
-def check_shape(name: str, given: torch.Tensor | None, *allowed: tuple[int, ...]) -> None:
-    """Raise a ValueError unless `given` has one of these shapes; eager tensors only."""
-    if given is not None and not is_tracing(given) and tuple(given.shape) not in allowed:
-        shapes = " or ".join(str(list(shape)) for shape in allowed)
-        raise ValueError(f"{name} must be of shape {shapes}, got {list(given.shape)}.")
-
-
-def check_mask(attention_mask: torch.Tensor, given: torch.Tensor) -> None:
-    """Raise a ValueError unless it holds 1 and 0 for every token of `given` (ids or embeddings)."""
-    if attention_mask.shape != given.shape[:2]:
-        raise ValueError(
-            f"attention_mask must be [batch, length] = {list(given.shape[:2])} with 1 on real tokens, got "
-            f"{list(attention_mask.shape)}; a mask of query-key pairs cannot be honoured: {NO_CAUSAL}."
-        )
-    if readable(attention_mask):
-        bad = (attention_mask != 0) & (attention_mask != 1)
-        if bool(bad.any()):
-            raise ValueError(
-                f"attention_mask holds {attention_mask[bad][0].item()}, but only 1 (real token) and 0 (padding) have a "
-                "meaning; additive masks are not supported."
-            )
-
-
-def ignore_padding(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Labels [B, N] with -100 wherever there is no real token."""
-    return labels if attention_mask is None else labels.masked_fill(attention_mask.to(labels.device) == 0, -100)
 
 
 def mean_loss(total: torch.Tensor, count: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None):
@@ -911,58 +857,6 @@ class LinformerPreTrainedModel(PreTrainedModel):
                 module.weight = resized
 
 
-def padded_beyond_n(forward: Callable) -> Callable:
-    """Decorates `LinformerModel.forward`: an input that is longer than N because of its padding.
-
-    The real tokens of each row are brought to its front, and what is behind the longest row is cut off. All that the
-    encoder gives (hidden states and attention maps too) is put back to where the tokens stand, with zeros at padding.
-    """
-
-    @wraps(forward)
-    def wrapper(
-        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, inputs_embeds=None, **kwargs
-    ):
-        arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        given, limit = input_ids if input_ids is not None else inputs_embeds, self.config.max_position_embeddings
-        beyond = given is not None and given.dim() > 1 and given.shape[1] > limit and given.shape[0] > 0
-        if not beyond or attention_mask is None or is_tracing(given) or given.device.type == "meta":
-            return forward(self, *arguments, **kwargs)
-        check_mask(attention_mask, given)
-        rows, length = given.shape[:2]
-        tokens = RealTokens.from_mask(attention_mask, length, given.device)
-        longest = max(int(tokens.length.max()), 1)
-        if longest > limit:
-            return forward(self, *arguments, **kwargs)  # refuses it
-        front = torch.arange(length, device=given.device)[None] if tokens.order is None else tokens.order
-        front = front[:, :longest].expand(rows, -1)
-
-        def trim(name: str, values: torch.Tensor | None) -> torch.Tensor | None:
-            if values is None:
-                return None
-            if values.dim() == 3:  # embeddings
-                return values.gather(1, front[..., None].expand(-1, -1, values.shape[2]))
-            check_shape(name, values, (rows, length), (1, length), (length,))
-            return values.expand(rows, length).gather(1, front)
-
-        def put_back(states: torch.Tensor | None) -> torch.Tensor | None:  # [B, n, C], or maps [B, H, n, K]
-            if states is None:
-                return None
-            shape = (rows, *[1] * (states.dim() - 3), length, 1)
-            place = tokens.place.clamp(max=longest - 1).view(shape).expand(*states.shape[:-2], -1, states.shape[-1])
-            return torch.where(attention_mask.view(shape) != 0, states.gather(-2, place), states.new_zeros(()))
-
-        as_dict = kwargs.pop("return_dict", None)
-        names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-        outputs = forward(self, *map(trim, names, arguments), return_dict=True, **kwargs)
-        outputs.last_hidden_state = put_back(outputs.last_hidden_state)
-        for name in ("hidden_states", "attentions"):
-            if outputs.get(name) is not None:
-                outputs[name] = tuple(map(put_back, outputs[name]))
-        return outputs if (self.config.return_dict if as_dict is None else as_dict) else outputs.to_tuple()
-
-    return wrapper
-
-
 @auto_docstring
 class LinformerModel(LinformerPreTrainedModel):
     def __init__(self, config: LinformerConfig, add_pooling_layer: bool = True):
@@ -1000,7 +894,7 @@ class LinformerModel(LinformerPreTrainedModel):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
-        self._check_inputs(given, attention_mask, kwargs)
+        check_inputs(self.config, given, attention_mask, kwargs)
         if not self.config.type_vocab_size:  # DistilBERT's tokenizer sends them, and DistilBERT ignores them
             token_type_ids = None
         check_range("input_ids", input_ids, self.config.vocab_size, "the vocabulary")
@@ -1073,29 +967,6 @@ class LinformerModel(LinformerPreTrainedModel):
         packed = self.encoder.packed(hidden_states[tokens.mask][None], rows, overwrite, **kwargs)[0]
         unpacked = packed.new_zeros(batch, length, channels)
         return unpacked.masked_scatter(tokens.mask[..., None], packed)
-
-    def _check_inputs(self, given: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: dict) -> None:
-        """Refuse what would give a wrong answer: too long an input, a mask of another meaning, decoder arguments."""
-        dimensions, meaning = (2, "[batch, length]") if given.dtype in ID_TYPES else (3, "[batch, length, hidden_size]")
-        if given.dim() != dimensions or given.shape[1] == 0:
-            raise ValueError(f"The input must be {meaning} with at least one token in a row, got {list(given.shape)}.")
-        length, limit = given.shape[1], self.config.max_position_embeddings
-        if attention_mask is not None:
-            check_mask(attention_mask, given)
-        if length > limit:
-            raise ValueError(
-                f"The input has {length} tokens, but this model reads at most max_position_embeddings={limit}. "
-                f"Truncate it, or call model.resize_position_embeddings({length}) (and fine-tune). Padding beyond that "
-                "is cut off where an attention_mask tells it, except in graphs."
-            )
-        for name, value in kwargs.items():
-            if name in REFUSED and value is not None and value is not False:
-                raise ValueError(f"{name} cannot be used: {REFUSED[name]}.")
-            if name in KNOWN or name in REFUSED or is_tracing(given):
-                continue
-            meant = get_close_matches(name, KNOWN, n=1, cutoff=0.85)
-            if meant:
-                raise ValueError(f"{name} is no argument of this model, and would be ignored; is it {meant[0]}?")
 
 
 @auto_docstring

@@ -39,112 +39,14 @@ E = F), w window.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from transformers import initialization as init
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_linformer import LinformerConfig
-
-
-def readable(tensor: torch.Tensor) -> bool:
-    """Whether a branch may depend on its numbers: not in a graph, under torch.func, on the meta device, or on an
-    accelerator, where reading one would stall the queue at every step."""
-    plain = tensor.device.type == "cpu" and not is_tracing(tensor)
-    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-
-
-def in_general_form() -> bool:
-    """Whether what runs is recorded for other lengths than this input's, so that no branch may depend on its length."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
-
-
-def holds(condition: Any) -> bool:
-    """Whether it holds; in a graph for many lengths, whether it does for all, so that it is no reason for another."""
-    if in_general_form():
-        return False
-    return statically_known_true(condition) if torch.compiler.is_compiling() else bool(condition)
-
-
-def at_least(size: Any, least: int) -> Any:
-    """max(size, least) for a size in a graph: a symbol of torch.export, a tensor of torch.jit.trace."""
-    return size.clamp(min=least) if isinstance(size, torch.Tensor) else torch.sym_max(size, least)
-
-
-def exact(dtype: torch.dtype) -> torch.dtype:
-    """What sums, counts and logarithms are computed in: float32, or float64 where the model is float64."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def shut(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """Logits or their bias with the lowest finite number at `where`: a softmax gives 0 there, and never NaN."""
-    return values.masked_fill(where, torch.finfo(values.dtype).min)
-
-
-class RealTokens(NamedTuple):
-    """Where the real tokens of a batch stand.
-
-    Attributes:
-        mask: [B, N] bool, True on real tokens; None where every token is real.
-        place: [B, N] int, how many real tokens stand before this one ([1, N] without a mask).
-        length: [B] int, real tokens in each row ([1] without a mask).
-        order: [B, N] int, indices that bring the real tokens of each row to its front; None where they stand there.
-        rows: real tokens in each row, where the batch is packed: [1, T, C] holds the real tokens of row after row.
-    """
-
-    mask: torch.Tensor | None
-    place: torch.Tensor
-    length: torch.Tensor
-    order: torch.Tensor | None
-    rows: list[int] | None = None
-
-    @classmethod
-    def from_mask(cls, mask: torch.Tensor | None, length: int, device: torch.device) -> "RealTokens":
-        """`mask`: [B, N], nonzero on real tokens, or None for rows of `length` real tokens."""
-        concrete = mask is not None and readable(mask)
-        if mask is not None and concrete and bool(mask.all()):
-            mask = None
-        if mask is None:
-            place = torch.arange(length, device=device)[None]
-            return cls(None, place, torch.full((1,), length, device=device), None)
-        mask = mask.bool()
-        place = mask.long().cumsum(-1) - mask.long()
-        real = mask.sum(-1)
-        if concrete and bool((mask == (torch.arange(length, device=device) < real[:, None])).all()):
-            return cls(mask, place, real, None)
-        # The inverse of the permutation that puts padding behind: a stable argsort of it, which ONNX does not have.
-        column = torch.arange(length, device=device).expand_as(place)
-        target = torch.where(mask, place, real[:, None] + column - place)
-        return cls(mask, place, real, torch.zeros_like(target).scatter(1, target, column))
-
-    def select(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, N, C] with zeros at padding. A `where`, not a product: 0 * NaN is NaN."""
-        if self.mask is None:
-            return hidden_states
-        return torch.where(self.mask[..., None], hidden_states, hidden_states.new_zeros(()))
-
-    def to_front(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, N, C] with the real tokens of each row first, in their order, and zeros behind them."""
-        if self.order is None:
-            return self.select(hidden_states)
-        index = self.order[..., None].expand(-1, -1, hidden_states.shape[-1])
-        filled = torch.arange(self.order.shape[-1], device=self.order.device) < self.length[:, None]
-        return torch.where(filled[..., None], hidden_states.gather(1, index), hidden_states.new_zeros(()))
-
-    def first(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, C]: the first real token of each row (token 0 of a row that has none)."""
-        if self.order is None:
-            return hidden_states[:, 0]
-        index = self.order[:, :1, None].expand(-1, -1, hidden_states.shape[-1])
-        return hidden_states.gather(1, index)[:, 0]
-
-    def mean(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, C]: the mean over the real tokens (zeros for a row that has none)."""
-        total = self.select(hidden_states).sum(1, dtype=exact(hidden_states.dtype))
-        return (total / self.length.clamp(min=1)[:, None]).to(hidden_states.dtype)
+from .tokens_linformer import RealTokens, at_least, exact, holds, in_general_form, readable, shut
 
 
 def adaptive_slots(tokens: RealTokens, slots: int, boundary: bool) -> torch.Tensor:
@@ -462,4 +364,4 @@ class LinformerProjection(nn.Module):
         return shut(torch.zeros_like(empty, dtype=dtype), empty)[:, :, None]
 
 
-__all__ = ["LinformerProjection", "RealTokens"]
+__all__ = ["LinformerProjection"]

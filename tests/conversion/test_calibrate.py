@@ -7,7 +7,7 @@ from linformer_hf.conversion.calibrate import calibrate, mean_query_gates, ridge
 from linformer_hf.conversion.convert import convert_model
 from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.conversion.shorten import exact_twin
-from linformer_hf.projection_linformer import RealTokens
+from linformer_hf.tokens_linformer import RealTokens
 
 
 N, K = 48, 12

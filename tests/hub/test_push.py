@@ -217,7 +217,8 @@ def test_a_push_says_what_it_sends_and_where_it_is(hub, folder, capfd, caplog):
     assert printed.splitlines()[-1].endswith(f"{hub.endpoint}/jane/model at commit {sha}")
     assert "Left out: checkpoint-10/, stage-1/, train.csv, training_args.bin" in printed
     names = {
-        *("config.json", "configuration_linformer.py", "modeling_linformer.py", "projection_linformer.py"),
+        *("config.json", "configuration_linformer.py", "modeling_linformer.py"),
+        *("projection_linformer.py", "tokens_linformer.py"),
         *("README.md", "results.json", "fidelity.json", "fidelity.md", "fidelity.png"),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     }
@@ -570,7 +571,7 @@ def test_push_to_hub_and_trainer_reach_the_hub(hub, model_folder, tmp_path):
     ran = run_python(TRAIN, str(model_folder), hub=hub, home=tmp_path / "home", package=True, HF_TOKEN=TOKEN)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert TOKEN not in ran.stdout + ran.stderr
-    code = {"configuration_linformer.py", "modeling_linformer.py", "projection_linformer.py"}
+    code = {f"{name}_linformer.py" for name in ("configuration", "tokens", "projection", "modeling")}
     for name in ("jane/by-hand", "jane/by-trainer"):
         assert code | {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(hub.files(name))
     assert hub.files("jane/by-hand")["model.safetensors"] == (model_folder / "model.safetensors").read_bytes()

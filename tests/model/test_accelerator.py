@@ -13,7 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
 import linformer_hf
-from linformer_hf import LinformerConfig, LinformerModel, modeling_linformer, projection_linformer
+from linformer_hf import (
+    LinformerConfig,
+    LinformerModel,
+    modeling_linformer,
+    projection_linformer,
+    tokens_linformer,
+)
 
 
 pytestmark = pytest.mark.gpu
@@ -185,7 +191,7 @@ class NoReads(TorchDispatchMode):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_read_where_the_device_is_not_the_cpu(kind, training, monkeypatch):
     """`test_nothing_waits_for_the_device` for machines without one: the CPU is said to be unreadable."""
-    for module in (modeling_linformer, projection_linformer):
+    for module in (modeling_linformer, projection_linformer, tokens_linformer):
         monkeypatch.setattr(module, "readable", lambda tensor: False)
     monkeypatch.setattr(LinformerModel, "_packs", lambda *given: False)
     for head, labels in {"Model": lambda ids: {}, **HEADS}.items():

@@ -241,12 +241,10 @@ def test_the_inside_of_an_attention_is_computed_again_and_not_kept(kind, rate, m
         torch.manual_seed(5)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = model(inputs_embeds=states).last_hidden_state
-        gradients.append(torch.autograd.grad(output.pow(3).sum(), [p for p in model.encoder.parameters()]))
+        gradients.append(torch.autograd.grad(output.pow(3).sum(), list(model.encoder.parameters())))
     for ours, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
-    if (
-        rate or kind is KINDS[-1]
-    ):  # the map of `linear` is torch's own kernel's, which keeps none, unless there is dropout
+    if rate or kind is KINDS[-1]:  # without dropout the kernel of torch keeps no map of `linear`
         assert kept[0] < 0.8 * kept[1]
 
 

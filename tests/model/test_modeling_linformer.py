@@ -37,7 +37,7 @@ from linformer_hf import (
 )
 from linformer_hf.configuration_linformer import POOLED_TYPES
 from linformer_hf.modeling_linformer import LM_BIAS, eager_attention_forward
-from linformer_hf.projection_linformer import RealTokens
+from linformer_hf.tokens_linformer import RealTokens
 
 
 HEADS = (

@@ -21,7 +21,7 @@ AUTO_CLASSES = {
     "LinformerModel": "AutoModel",
     **{f"LinformerFor{head}": f"AutoModelFor{head}" for head in HEADS},
 }
-CODE = {"configuration_linformer.py", "projection_linformer.py", "modeling_linformer.py"}
+CODE = {f"{name}_linformer.py" for name in ("configuration", "tokens", "projection", "modeling")}
 # No two folders have the same options, so that each of the code's branches runs from a copy too.
 OPTIONS = {
     "LinformerModel": {},

@@ -35,7 +35,7 @@ from linformer_hf.training.finetune import finetune
 from linformer_hf.training.pretrain import pretrain, read_recipe
 
 
-MODELLING_FILES = {"configuration_linformer.py", "modeling_linformer.py", "projection_linformer.py"}
+MODELLING_FILES = {f"{name}_linformer.py" for name in ("configuration", "tokens", "projection", "modeling")}
 
 
 @pytest.fixture(scope="module")

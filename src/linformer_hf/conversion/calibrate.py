@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..modeling_linformer import LinformerLayer, LinformerModel
-from ..projection_linformer import RealTokens
+from ..tokens_linformer import RealTokens
 
 
 logger = logging.getLogger(__name__)
