@@ -59,9 +59,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as they are in the checkout, to where the pages are in the site: what lies in docs/ moves up to the root."""
+    """Links as they are in the checkout, to where the pages are in the site: docs/ is its root."""
     path = page.file.src_uri
-    if path == "readme.md" or page.file.src_dir == str(ROOT) and "/" not in path:
+    if path == "readme.md" or (page.file.src_dir == str(ROOT) and "/" not in path):
         markdown = markdown.replace("](docs/", "](").replace("](README.md", "](readme.md")
     elif page.file.src_dir == str(ROOT / "docs"):
         up = "../" * path.count("/")
