@@ -130,7 +130,12 @@ def setup_cfg() -> configparser.ConfigParser:
     return parser
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def path_of(page: Path) -> str:
+    """A page's path in the checkout: names occur in several folders."""
+    return page.relative_to(ROOT).as_posix()
 
 
 def blocks(page: Path, language: str | None = None) -> list[tuple[str, int, str]]:
@@ -150,7 +155,7 @@ def commands() -> list:
                 while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
                     words = words[1:]
                 if words:
-                    found.append(pytest.param(words, id=f"{page.name}:{line}: {' '.join(words)[:60]}"))
+                    found.append(pytest.param(words, id=f"{path_of(page)}:{line}: {' '.join(words)[:60]}"))
     return found
 
 

@@ -27,7 +27,7 @@ SECTION = re.compile(r"^(Args|Returns|Raises|Attributes|Example):$", re.MULTILIN
 ARGUMENTS = re.compile(r"^(?P<names>\w+(?:, \w+)*)(?: \([^\n]*\))?:(?P<text>.*(?:\n(?:    .*|\s*)$)*)", re.MULTILINE)
 TRAINING_ARGUMENTS = (
     "transformers' own [`TrainingArguments`](https://huggingface.co/docs/transformers/main_classes/trainer), key for "
-    "key. Refused: `hub_token` and `push_to_hub` (see [Publish](../publish.md))."
+    "key. Refused: `hub_token` and `push_to_hub` (see [Publish](../guides/publish.md))."
 )
 BERT = "[`BertConfig`](https://huggingface.co/docs/transformers/model_doc/bert)"
 
@@ -59,13 +59,14 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as they are in the checkout, to where the pages are in the site."""
-    if "/" not in page.file.src_uri:
-        if page.file.src_uri == "readme.md" or page.file.src_dir == str(ROOT):
-            markdown = markdown.replace("](docs/", "](").replace("](README.md", "](readme.md")
-        else:
-            markdown = markdown.replace("](../README.md", "](readme.md").replace("](../", "](")
-    return re.sub(r"\]\((reports/[\w/]+)/\)", r"](\1/index.md)", markdown)
+    """Links as they are in the checkout, to where the pages are in the site: docs/ is its root."""
+    path = page.file.src_uri
+    if path == "readme.md" or (page.file.src_dir == str(ROOT) and "/" not in path):
+        markdown = markdown.replace("](docs/", "](").replace("](README.md", "](readme.md")
+    elif page.file.src_dir == str(ROOT / "docs"):
+        up = "../" * path.count("/")
+        markdown = markdown.replace(f"](../{up}README.md", f"]({up}readme.md").replace(f"](../{up}", f"]({up}")
+    return re.sub(r"\]\(((?:\.\./)*reports/[\w/]+)/\)", r"](\1/index.md)", markdown)
 
 
 def command_line() -> str:

@@ -15,7 +15,7 @@ import yaml
 from reference import add_noise, tiny_model
 
 import linformer_hf
-from helpers import PAGES, READERS, ROOT, accept, blocks, commands, setup_cfg
+from helpers import PAGES, READERS, ROOT, accept, blocks, commands, path_of, setup_cfg
 from linformer_hf import cli
 from linformer_hf.conversion.convert import convert_model
 from linformer_hf.conversion.huggingface import read_source
@@ -23,7 +23,7 @@ from linformer_hf.hub.export import export
 from linformer_hf.recipe import RecipeError, check_type, fields_of
 
 
-ALONE = {"ecosystem.md"}  # pages that promise that each Python block runs by itself
+ALONE = {"docs/guides/ecosystem.md"}  # pages that promise that each Python block runs by itself
 LANGUAGES = {"python", "bash", "yaml", "json"}
 # Programs of others, whose arguments nothing here knows.
 FOREIGN = {"hf", "source", "pytest", "tensorboard", "trackio"}
@@ -34,10 +34,10 @@ SHORTER = {"max_steps=30": "max_steps=1", "range(8)": "range(1)", "in web if": "
 RECIPES = {"pretrain": "configs/pretrain/tiny-cpu.yaml", "finetune": "configs/finetune/local-files.yaml"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=path_of)
 def test_every_block_has_a_language_that_is_tested(page):
     for language, line, _ in blocks(page):
-        assert language in LANGUAGES, f"{page.name}:{line}: {language!r}"
+        assert language in LANGUAGES, f"{path_of(page)}:{line}: {language!r}"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def stand_ins(tiny_source, tokenizers, texts, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization:DeprecationWarning")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=path_of)
 def test_python_blocks_run_in_order(page, stand_ins, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = "".join(block for _, _, block in blocks(page, "python"))
@@ -78,7 +78,7 @@ def test_python_blocks_run_in_order(page, stand_ins, tmp_path, monkeypatch):
         for long, short in SHORTER.items():
             block = block.replace(long, short)
         code = compile("\n" * line + block, str(page), "exec")  # errors name the page and its line
-        exec(code, {} if page.name in ALONE else namespace)
+        exec(code, {} if path_of(page) in ALONE else namespace)
 
 
 @pytest.mark.parametrize("words", commands())
@@ -143,7 +143,7 @@ def section_problem(content: dict, sections: dict) -> str | None:
     return None
 
 
-YAML = [pytest.param(text, id=f"{page.name}:{line}") for page in PAGES for _, line, text in blocks(page, "yaml")]
+YAML = [pytest.param(text, id=f"{path_of(page)}:{line}") for page in PAGES for _, line, text in blocks(page, "yaml")]
 
 
 @pytest.mark.parametrize("text", YAML)

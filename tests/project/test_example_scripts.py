@@ -1,4 +1,4 @@
-"""transformers' own example scripts on our checkpoints: the commands of docs/example-scripts.md.
+"""transformers' own example scripts on our checkpoints: the commands of docs/guides/example-scripts.md.
 
 PyPI has no package with these scripts, so they are read from where TRANSFORMERS_EXAMPLES says.
 """
@@ -21,7 +21,7 @@ from helpers import BLOCKER, ROOT, blocks, commands
 
 
 EXAMPLES = os.environ.get("TRANSFORMERS_EXAMPLES")
-PAGE = ROOT / "docs" / "example-scripts.md"
+PAGE = ROOT / "docs" / "guides" / "example-scripts.md"
 COMMANDS = {Path(words[1]).name: words for (words,) in (found.values for found in commands()) if words[0] == "python"}
 HEADS = {
     "run_mlm.py": linformer_hf.LinformerForMaskedLM,

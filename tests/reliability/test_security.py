@@ -268,7 +268,9 @@ def test_our_code_trusts_nobody_on_its_own():
                 assert ast.unparse(node.value) in ("False", "model.trust_remote_code"), path
 
 
-EXAMPLES = [path for folder in ("", "docs/", "model_cards/**/", "reports/**/") for path in ROOT.glob(f"{folder}*.md")]
+EXAMPLES = [
+    path for folder in ("", "docs/**/", "model_cards/**/", "reports/**/") for path in ROOT.glob(f"{folder}*.md")
+]
 PINNED = re.compile(r"revision\s*=")
 
 

@@ -1,9 +1,9 @@
 """`linformer-hf convert SOURCE OUTPUT`: make a pretrained BERT or RoBERTa a Linformer, and say how faithful it is.
 
-The defaults are what measured best for its cost (the table is in README): `gated_pool`, a quarter of the K keys as
-slots for the whole input and three quarters as the band of single tokens around the query, slots of their own for the
-first and the last token and, with `--calibrate`, the closed-form calibration of `calibrate.py`. Rows of at most K
-tokens are exact.
+The defaults are what measured best for its cost (docs/results/fidelity.md has the table): `gated_pool`, a quarter of
+the K keys as slots for the whole input and three quarters as the band of single tokens around the query, slots of their
+own for the first and the last token and, with `--calibrate`, the closed-form calibration of `calibrate.py`. Rows of at
+most K tokens are exact.
 """
 
 import logging
