@@ -90,6 +90,11 @@ class LinformerConfig(PreTrainedConfig):
             `gated_pool`, an extension: with w > 0, 3 w of a query's K keys are single tokens: those of its own block of
             w tokens and of the two blocks beside it. The other K - 3 w keys are slots; a slot that lies wholly among
             the single tokens is masked.
+        original_max_position_embeddings (`int`, *optional*):
+            An extension, for windows whose slots weigh what their tokens would (`gated_pool`, or `log_count_bias`): L0,
+            the longest input that the weights were trained on. In a row of l > L0 tokens log(l / L0) is taken off the
+            logits of the slots (not of the first and last token's own): they stand for l / L0 times as many tokens as
+            they did in training, and would drown the single ones. `convert` sets it where it lengthens a source.
         length_correction (`bool`, defaults to `False`):
             An extension: the attention's output gets a second linear map of its context, times max(0, 1 - K / l) in a
             row of l real tokens. It makes up for what shortening changes on average (`calibrate.py` solves for it) and
@@ -149,6 +154,7 @@ class LinformerConfig(PreTrainedConfig):
     log_count_bias: bool = False
     boundary_slots: bool = False
     local_window: int = 0
+    original_max_position_embeddings: int | None = None
     length_correction: bool = False
 
     def __post_init__(self, **kwargs):
@@ -287,6 +293,11 @@ class LinformerConfig(PreTrainedConfig):
                 "False",
             ),
             "local_window": (kind != "gated_pool", "is not 'gated_pool', which projects the single tokens too", "0"),
+            "original_max_position_embeddings": (
+                kind != "gated_pool" and not self.log_count_bias,
+                "has slots that weigh one token each (no log_count_bias)",
+                "unset (None)",
+            ),
         }
         for name, (useless, reason, default) in refused.items():
             if useless and getattr(self, name):
@@ -294,6 +305,12 @@ class LinformerConfig(PreTrainedConfig):
                     f"{name}={getattr(self, name)!r} would have no effect: projection_type={kind!r} {reason}. Leave "
                     f"{name} {default}, or choose another projection_type."
                 )
+        original, k = self.original_max_position_embeddings, self.projected_length
+        if original is not None and original < (k if isinstance(k, int) else max(k, default=1)):
+            raise ValueError(
+                f"original_max_position_embeddings must be at least projected_length={self.projected_length}, up to "
+                f"which attention is exact, got {self.original_max_position_embeddings}."
+            )
         if self.local_window < 0:
             raise ValueError(f"local_window must be at least 0 (0: no band of single tokens), got {self.local_window}.")
 

@@ -26,7 +26,7 @@ What differs from other implementations of the paper:
 the tokens by their content, and the slot's logit gets the entropy of these weights:
 
     g_t = G x_t        p = softmax(g over W)        k' = sum_t p_t k_t        v' = sum_t p_t v_t
-    bias = - sum_t p_t log p_t = logsumexp(g) - sum_t p_t g_t
+    bias = - sum_t p_t log p_t = logsumexp(g) - sum_t p_t g_t      (- log(l / L0), see `dilution`)
 
 For any p, q k' + bias is a lower bound of logsumexp_t(q k_t), what the window's tokens weigh together under full
 attention, and both it and v' are exact where p is the softmax of q k_t. So G = (W_K^T q)/sqrt(D) with the head's mean
@@ -102,6 +102,7 @@ class LinformerProjection(nn.Module):
         self.per_head = config.projection_sharing == "none"
         self.boundary = config.boundary_slots
         self.log_count = config.log_count_bias
+        self.trained_length = config.original_max_position_embeddings  # L0
         if self.projection_type in ("mean_pool", "max_pool"):
             self.register_parameter("weight", None)
             return
@@ -258,6 +259,7 @@ class LinformerProjection(nn.Module):
         entropy = torch.logsumexp(masked, 2) - (p * gates).sum(2)  # [B, K, H]
         empty = (edges[:, 1:] <= edges[:, :-1]) & (tokens.length > 0)[:, None]  # [B or 1, K]
         entropy = torch.where((tokens.length > 0)[:, None, None], entropy, 0.0)
+        entropy = entropy - self.dilution(tokens, entropy.dtype)[..., None]
         bias = shut(entropy.to(front.dtype), empty[..., None])
         p, heads = p.to(front.dtype)[..., None], (self.num_heads, self.head_dim)
         pooled = [(self.gather(states, index).unflatten(-1, heads) * p).sum(2) for states in (keys, values)]
@@ -333,9 +335,24 @@ class LinformerProjection(nn.Module):
             if holds(last >= self.slots - 1):
                 return None
         count = self.windows(slot, tokens, dtype).sum(-1)  # [B or 1, K]
-        bias = count.clamp(min=1).log() if self.log_count else torch.zeros_like(count)
+        bias = torch.zeros_like(count)
+        if self.log_count:
+            bias = count.clamp(min=1).log() - self.dilution(tokens, count.dtype)
         empty = (count == 0) & (tokens.length > 0)[:, None]
         return shut(bias.to(dtype), empty)[:, None, None]
+
+    def dilution(self, tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor:
+        """[B or 1, K or 1]: log(l / L0) on the slots that hold the more tokens the longer a row is, at least 0.
+
+        A softmax over l tokens was trained up to l = L0. The slots weigh what all their tokens would, so beyond it far
+        text would drown what is near, which has no more tokens than before.
+        """
+        if self.trained_length is None:
+            return torch.zeros(1, 1, dtype=dtype, device=tokens.length.device)
+        share = (tokens.length.to(dtype) / self.trained_length).clamp(min=1).log()[:, None]
+        slot = torch.arange(self.slots, device=share.device)
+        inner = (slot > 0) & (slot < self.slots - 1) if self.boundary else slot >= 0
+        return share * inner
 
     @staticmethod
     def short_bias(tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor | None:

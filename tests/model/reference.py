@@ -3,7 +3,7 @@
 Written from the formulae (Wang et al. 2020, equation 7 and section 4) and not from the model's code; every test that
 says "equals the reference" means this file. It sees the real tokens of a row only, so padding cannot reach it.
 Everything is differentiable, so gradients are compared as well as outputs. What the paper does not have (`gated_pool`,
-the band of single tokens, the length correction) is written here in the same way.
+the band of single tokens, the length correction, the dilution) is written here in the same way.
 
 Letters: l real tokens of the row, N = max_position_embeddings, K slots, C hidden size, H heads, D = C / H.
 
@@ -34,6 +34,12 @@ def slots_of_windows(config, k: int, length: int) -> list[list[int]]:
     return slots
 
 
+def dilution(config, length: int) -> float:
+    """What a slot's logit loses in a row of more tokens than the weights were trained on."""
+    trained = config.original_max_position_embeddings
+    return 0.0 if trained is None else max(0.0, math.log(length / trained))
+
+
 def compress(config, weight, k: int, which: int, head: int, x):
     """X [l, C] -> the K compressed rows (None where no real token reaches the slot) and their logit biases."""
     length, rows, biases = x.shape[0], [], []
@@ -58,7 +64,9 @@ def compress(config, weight, k: int, which: int, head: int, x):
             rows.append(sum(x[t] for t in tokens) / len(tokens))
         else:
             rows.append(torch.stack([x[t] for t in tokens]).amax(0))
-        biases.append(math.log(len(tokens)) if config.log_count_bias and tokens else 0.0)
+        ends = config.boundary_slots and slot in (0, k - 1)
+        log_count = math.log(len(tokens)) - (0.0 if ends else dilution(config, length)) if tokens else 0.0
+        biases.append(log_count if config.log_count_bias else 0.0)
     return rows, biases
 
 
@@ -109,13 +117,14 @@ def gated_attention(config, p, name: str, gates, k: int, x):
             else:
                 near = {u for u in range(length) if w and abs(u // w - t // w) <= 1}
             logits, seen = [q @ keys[u] / math.sqrt(size) for u in near], [values[u] for u in near]
-            for tokens in slots:
+            for slot, tokens in enumerate(slots):
                 if near.issuperset(tokens):  # all of them are single tokens already
                     continue
+                ends = config.boundary_slots and slot in (0, len(slots) - 1)
                 share = torch.stack([gates[head] @ x[u] for u in tokens]).softmax(0)
                 key = sum(s * keys[u] for s, u in zip(share, tokens, strict=True))
                 entropy = -sum(s * s.log() for s in share)
-                logits.append(q @ key / math.sqrt(size) + entropy)
+                logits.append(q @ key / math.sqrt(size) + entropy - (0.0 if ends else dilution(config, length)))
                 seen.append(sum(s * values[u] for s, u in zip(share, tokens, strict=True)))
             rows.append(torch.stack(logits).softmax(0) @ torch.stack(seen))
         heads.append(torch.stack(rows))  # [l, D]
@@ -183,6 +192,9 @@ SHAPES = [
     *({"projection_type": "gated_pool", **band} for band in BANDS),
     *({"projection_type": t, "length_correction": True} for t in ("linear", "conv", "mean_pool", "gated_pool")),
     {"projection_type": "gated_pool", **BANDS[2], "length_correction": True},
+    {"projection_type": "max_pool", "log_count_bias": True, "original_max_position_embeddings": 7},
+    {"projection_type": "gated_pool", "boundary_slots": True, "original_max_position_embeddings": 7},
+    {"projection_type": "gated_pool", **BANDS[1], "original_max_position_embeddings": 7},
 ]
 # ... and with every initialisation.
 VARIANTS = [

@@ -135,6 +135,17 @@ REFUSED = [
         {"projection_type": "gated_pool", "local_window": -1},
         r"local_window must be at least 0 .*, got -1\.",
     ),
+    (
+        {"projection_type": "gated_pool", "projected_length": 8, "original_max_position_embeddings": 7},
+        r"original_max_position_embeddings must be at least projected_length=8, .*got 7\.",
+    ),
+    *(
+        (
+            {"projection_type": kind, "original_max_position_embeddings": 99},
+            rf"original_max_position_embeddings=99 would have no effect: projection_type='{kind}' .*log_count_bias",
+        )
+        for kind in ("linear", "fixed", "conv", "mean_pool", "max_pool")
+    ),
     *(
         (
             {"projection_type": kind, "local_window": w},
