@@ -1,5 +1,7 @@
 """The tables of names, held against the names that the models themselves have."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -40,6 +42,11 @@ def test_round_trip_of_all_real_names(kind, head):
     lacking = {f"{prefix}pooler.dense.{part}" for part in ("weight", "bias")} if not family.pooler else set()
     assert set(renamed.values()) <= ours
     assert ours - set(renamed.values()) <= lacking
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_page_on_converting_names_every_family(kind):
+    assert f"`{kind}`" in (Path(__file__).parents[2] / "docs" / "convert.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("head", FAIRSEQ.heads)
