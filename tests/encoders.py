@@ -17,9 +17,10 @@ from linformer_hf.conversion.key_tables import FAMILIES
 
 N, C, HEADS, LAYERS, VOCABULARY = 12, 16, 2, 2, 410  # the larger of the two tokenizers has 400 tokens
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-PADDING = {"bert": 0, "roberta": 1, "xlm-roberta": 5, "camembert": 1, "distilbert": 0}
-TYPES = {"bert": 2, "roberta": 2, "xlm-roberta": 1, "camembert": 1, "distilbert": None}  # type_vocab_size
-KINDS = {kind: "wordpiece" if kind.startswith(("bert", "distil")) else "byte_level_bpe" for kind in FAMILIES}
+PADDING = {"bert": 0, "roberta": 1, "xlm-roberta": 5, "camembert": 1, "distilbert": 0, "electra": 0}
+# type_vocab_size
+TYPES = {"bert": 2, "roberta": 2, "xlm-roberta": 1, "camembert": 1, "distilbert": None, "electra": 2}
+KINDS = {kind: "wordpiece" if kind.startswith(("bert", "distil", "electra")) else "byte_level_bpe" for kind in FAMILIES}
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -49,6 +50,8 @@ def settings(kind: str) -> dict:
         fields |= {"type_vocab_size": TYPES[kind], "layer_norm_eps": 0.03}
     if kind in ("bert", "distilbert"):
         fields[family.config["hidden_act"]] = "relu"
+    if kind == "electra":
+        fields |= {"embedding_size": C, "summary_activation": "tanh"}  # its other heads have gelu
     if family.prefix == "roberta":
         fields["max_position_embeddings"] += PADDING[kind] + 1
     return fields

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .conversion.key_tables import FAMILIES
 from .utils.processes import end_with_parent, sigterm_raises
 
 
@@ -98,13 +99,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_convert(verbs: Any) -> None:
+    *others, last = FAMILIES
     text = "make a pretrained BERT or RoBERTa a Linformer, in minutes, and report how faithful it is"
     command = verbs.add_parser("convert", help=text, description=text + ".")
     command.add_argument(
         "source",
         metavar="SOURCE",
-        help="Hub name or folder of a bert, roberta, xlm-roberta, camembert or distilbert model, or the .pt file of an "
-        "official fairseq Linformer",
+        help=f"Hub name or folder of a {', '.join(others)} or {last} model, or the .pt file of an official fairseq "
+        "Linformer",
     )
     command.add_argument("output", metavar="OUTPUT", help="folder to write; it must not exist or be empty")
     command.add_argument(

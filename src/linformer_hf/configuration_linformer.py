@@ -102,7 +102,7 @@ class LinformerConfig(PreTrainedConfig):
         type_vocab_size (`int`, defaults to 2):
             Token types; 0: there are none, and `token_type_ids` are ignored (DistilBERT).
         pooler_act (`str`, defaults to `"tanh"`):
-            Activation of the pooler: BERT's and RoBERTa's `tanh`, DistilBERT's `relu`.
+            Activation of the pooler: BERT's and RoBERTa's `tanh`, DistilBERT's `relu`, ELECTRA's `gelu`.
         classifier_pooling (`str`, defaults to `"cls"`):
             What the pooler reads: the first real token (`cls`) or the mean over the real tokens (`mean`).
         sparse_prediction (`bool`, defaults to `False`):

@@ -16,6 +16,7 @@ from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.conversion.shorten import exact_twin
 from linformer_hf.conversion.texts import cut, text_rows
 from linformer_hf.modeling_linformer import LinformerPreTrainedModel
+from linformer_hf.training.finetune import finetune
 from linformer_hf.utils.files import read_json
 
 
@@ -76,7 +77,7 @@ def test_without_a_corpus_nothing_is_learned_and_the_report_is_there(tiny_source
     assert list(found["fidelity"]["lengths"]["48"]["genres"]) == ["python topics"]
 
 
-@pytest.mark.parametrize("kind", ["roberta", "distilbert"])
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra"])
 def test_other_families(kind, tokenizers, texts, tmp_path, ids):
     """Sources as in test_sources: N = 12 there, K = 8."""
     model = encoders.build(kind, "ForMaskedLM")
@@ -91,6 +92,26 @@ def test_other_families(kind, tokenizers, texts, tmp_path, ids):
     measured = json.loads((output / "fidelity.json").read_text())["lengths"]["12"]
     assert 0 <= measured["masked"]["agreement"] <= 1
     assert measured["final_error"] > 1e-3
+
+
+def test_an_electra_as_published_is_converted_and_fine_tuned(tokenizers, texts, tmp_path):
+    """ElectraForPreTraining: its head goes, and a pooler with ELECTRA's activation comes with the task."""
+    encoders.build("electra", "ForPreTraining", max_position_embeddings=32).save_pretrained(tmp_path / "source")
+    tokenizers["wordpiece"].save_pretrained(tmp_path / "source")
+    convert(str(tmp_path / "source"), tmp_path / "ours", projected_length=8, calibrate=str(texts), calibration_rows=20)
+    assert json.loads((tmp_path / "ours" / "results.json").read_text())["architecture"] == "ElectraModel"
+    (tmp_path / "rows.csv").write_text("text,label\n" + "the old river,yes\na garden,no\n" * 20, encoding="utf-8")
+    sections = {
+        "model": {"checkpoint": str(tmp_path / "ours")},
+        "data": {"task": "files", "train_file": str(tmp_path / "rows.csv")},
+        "training": {"output_dir": str(tmp_path / "tuned"), "max_steps": 2, "use_cpu": True, "report_to": "none"},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(sections), encoding="utf-8")
+    tuned = finetune(tmp_path / "recipe.yaml")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tuned)
+    assert (model.config.pooler_act, model.config.projection_type) == ("gelu", "gated_pool")
+    answers = transformers.pipeline("text-classification", model=str(tuned), device="cpu")(["the river"], top_k=None)
+    assert {answer["label"] for answer in answers[0]} == {"yes", "no"}
 
 
 def test_an_official_linformer_is_taken_over(tmp_path, monkeypatch, capsys):

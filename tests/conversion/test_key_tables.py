@@ -1,5 +1,7 @@
 """The tables of names, held against the names that the models themselves have."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -21,10 +23,11 @@ def names(build) -> set[str]:
 def test_round_trip_of_all_real_names(kind, head):
     """Twelve layers, so that layer 1 is told from layer 11."""
     family, title = FAMILIES[kind]
-    config = transformers.AutoConfig.for_model(kind, **SIZES)
+    widths = {"embedding_size": SIZES["hidden_size"]} if kind == "electra" else {}
+    config = transformers.AutoConfig.for_model(kind, **SIZES, **widths)
     theirs = names(lambda: getattr(transformers, title + head)(config))
     renamed, leftover = rename(theirs, table := family.table(head, with_pooler=bool(family.pooler)))
-    second_bias = head == "ForMaskedLM" and kind != "distilbert"
+    second_bias = head == "ForMaskedLM" and kind not in ("distilbert", "electra")
     assert leftover == [{"bert": "cls.predictions.bias"}.get(kind, "lm_head.bias")] * second_bias
     assert all(dropped(name, family) for name in leftover)
     assert len(set(renamed.values())) == len(theirs) - len(leftover)
@@ -36,9 +39,14 @@ def test_round_trip_of_all_real_names(kind, head):
     config = linformer_hf.LinformerConfig(**SIZES, projection_type="mean_pool", type_vocab_size=types)
     ours = names(lambda: getattr(linformer_hf, f"Linformer{head}")(config))
     prefix = "" if head == "Model" else "linformer."
-    lacking = {f"{prefix}pooler.dense.{part}" for part in ("weight", "bias")} if kind == "distilbert" else set()
+    lacking = {f"{prefix}pooler.dense.{part}" for part in ("weight", "bias")} if not family.pooler else set()
     assert set(renamed.values()) <= ours
     assert ours - set(renamed.values()) <= lacking
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_page_on_converting_names_every_family(kind):
+    assert f"`{kind}`" in (Path(__file__).parents[2] / "docs" / "convert.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("head", FAIRSEQ.heads)

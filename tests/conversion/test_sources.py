@@ -56,7 +56,8 @@ POOLED = [  # K < N
 ]
 SHORTEST = 8  # the smallest of these K: rows of at most so many tokens are exact
 CASES = [(kind, head) for kind, (family, _) in FAMILIES.items() for head in family.heads]
-CASES += [(kind, "Model without pooler") for kind in FAMILIES if kind != "distilbert"] + [("bert", "ForPreTraining")]
+CASES += [(kind, "Model without pooler") for kind, (family, _) in FAMILIES.items() if family.pooler]
+CASES += [(kind, head) for kind in ("bert", "electra") for head in FAMILIES[kind][0].read_as]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,8 @@ def saved(tokenizers, tmp_path_factory):
 def pretrained(request, saved):
     """A source of every family with every head: the model itself, and what was read from its folder."""
     model = build(*request.param)
-    return model, read_source(str(saved(model)))
+    source = read_source(str(saved(model)))
+    return model.base_model if source.head == "Model" else model, source  # ElectraForPreTraining loses its head
 
 
 def batch(model: nn.Module, longest: int = N) -> dict[str, torch.Tensor]:
@@ -197,8 +199,12 @@ def test_dropout_rates_are_kept(saved):
         model = build(kind, "ForSequenceClassification", **{names[ours]: value for ours, value in fields.items()})
         config = exact_twin(read_source(str(saved(model))), N, "repeat").config
         assert {name: getattr(config, name) for name in fields} == fields, kind
-    model = build("distilbert", "ForTokenClassification", dropout=0.31, seq_classif_dropout=0.5)
-    assert exact_twin(read_source(str(saved(model))), N, "repeat").config.classifier_dropout == 0.31
+    for kind, head, own, other in (
+        ("distilbert", "ForTokenClassification", "dropout", "seq_classif_dropout"),
+        ("electra", "ForMultipleChoice", "summary_last_dropout", "classifier_dropout"),
+    ):
+        model = build(kind, head, **{own: 0.31, other: 0.5})
+        assert exact_twin(read_source(str(saved(model))), N, "repeat").config.classifier_dropout == 0.31, kind
 
 
 def test_half_precision_becomes_float32(saved):
@@ -385,10 +391,8 @@ def test_unsupported_architectures(saved):
     sizes = {"vocab_size": VOCABULARY, "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": N}
     gpt = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
     refuse(saved(gpt), "'gpt2'", *FAMILIES, "fairseq")
-    electra = transformers.ElectraConfig(
-        vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
-    )
-    refuse(saved(transformers.ElectraModel(electra)), "'electra'", *FAMILIES)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    refuse(saved(transformers.AlbertModel(transformers.AlbertConfig(**sizes))), "'albert'", *FAMILIES)
 
 
 @pytest.mark.parametrize("head", ["ForNextSentencePrediction", "LMHeadModel"])
@@ -421,9 +425,26 @@ def test_unsupported_configurations(kind, fields, parts, saved):
     refuse(folder, str(folder), *parts)
 
 
-def test_activation_that_the_language_model_head_does_not_share(saved):
-    refuse(saved(build("roberta", "ForMaskedLM", hidden_act="relu")), "'relu'", "'gelu'", "RobertaModel")
-    model = build("roberta", hidden_act="relu")
+@pytest.mark.parametrize("kind", [kind for kind, (family, _) in FAMILIES.items() if "ForMaskedLM" in family.needs])
+def test_activation_that_the_language_model_head_does_not_share(kind, saved):
+    title = FAMILIES[kind][1]
+    refuse(saved(build(kind, "ForMaskedLM", hidden_act="relu")), "'relu'", "'gelu'", f"{title}Model")
+    model = build(kind, hidden_act="relu")
+    assert_same(exact_twin(read_source(str(saved(model))), N, "repeat"), model)
+
+
+def test_embeddings_narrower_than_the_encoder(saved):
+    """electra-small: the norm stands before the projection, where a Linformer's stands last."""
+    for head in ("Model", "ForPreTraining", "ForMaskedLM"):
+        folder = saved(build("electra", head, embedding_size=8))
+        refuse(folder, str(folder), "embedding_size=8", f"hidden_size={C}", "google/electra-base-discriminator")
+
+
+@pytest.mark.parametrize("fields", [{"summary_type": "last"}, {"summary_type": "mean"}, {"summary_use_proj": False}])
+def test_summary_that_no_head_of_ours_computes(fields, saved):
+    ((name, value),) = fields.items()
+    refuse(saved(build("electra", "ForMultipleChoice", **fields)), f"{name}={value!r}", "first token", "ElectraModel")
+    model = build("electra", "ForSequenceClassification", **fields)  # whose head has no summary
     assert_same(exact_twin(read_source(str(saved(model))), N, "repeat"), model)
 
 
@@ -655,6 +676,8 @@ def test_of_a_repository_with_pickled_weights_the_converter_is_named():
 
 def own_tokenizer(kind: str, tokenizers):
     """As the family's authors publish it; `distilbert`: with BERT's, as its first checkpoints."""
+    if kind == "electra":
+        return transformers.ElectraTokenizer(vocab=tokenizers["wordpiece"].get_vocab())
     if kind in ("bert", "roberta"):
         return tokenizers[KINDS[kind]]
     if "distil" in kind:

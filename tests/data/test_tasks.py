@@ -11,6 +11,7 @@ import tarfile
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import datasets
 import numpy as np
@@ -468,6 +469,11 @@ def hub(monkeypatch):
 
     monkeypatch.setattr(task_sources, "load_hub", load_hub)
     return asked
+
+
+def test_a_recipe_may_name_every_task_and_no_other():
+    readers = {"files", "bible-paraphrase", "movie-snippets", "genre"}  # load_task has a branch for each
+    assert set(get_args(get_type_hints(TaskData)["task"])) == readers | set(HUB_TASKS)
 
 
 @pytest.mark.parametrize("name", HUB_TASKS)

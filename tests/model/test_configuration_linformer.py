@@ -2,13 +2,14 @@
 
 import json
 import tracemalloc
+import typing
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reference import BANDS, TYPES, tiny_config
+from reference import BANDS, SHAPES, TYPES, tiny_config
 from transformers import AutoConfig
 
 from linformer_hf import LinformerConfig, LinformerModel
@@ -28,6 +29,12 @@ def test_defaults_are_the_best_row_of_the_papers_table_2():
     for option in ("freeze_projection", "log_count_bias", "boundary_slots", "sparse_prediction", "length_correction"):
         assert getattr(config, option) is False
     assert (config.local_window, config.pooler_act) == (0, "tanh")
+
+
+@pytest.mark.parametrize("variants", [TYPES, SHAPES], ids=["TYPES", "SHAPES"])
+def test_every_projection_type_is_held_against_the_reference(variants):
+    kinds = typing.get_args(LinformerConfig.__annotations__["projection_type"])
+    assert {variant["projection_type"] for variant in variants} == set(kinds)
 
 
 @pytest.mark.parametrize("kind", ["linear", "fixed", "conv"])

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
-from linformer_hf import cli
+from linformer_hf import LinformerConfig, cli
 from linformer_hf.utils.processes import Interrupted
 from waiting import HANG
 
@@ -208,11 +209,22 @@ def test_help_of_a_verb_names_its_arguments_and_imports_no_verb(calls, capsys, m
 
 
 def test_every_verb_is_a_function_of_its_module():
-    text = cli.build_parser().format_help()
-    for verb in (*cli.RECIPE_VERBS, "demo", "convert", "reproduce", "push"):
-        assert re.search(rf"\n    {verb}\s", text)
+    parser = cli.build_parser()
+    (verbs,) = (action.choices for action in parser._actions if action.dest == "verb")
+    assert set(verbs) == set(cli.MODULES)
+    for verb in cli.MODULES:
+        assert re.search(rf"\n    {verb}\s", parser.format_help())
         module = __import__(f"linformer_hf.{cli.MODULES[verb]}", fromlist=[verb])
         assert callable(getattr(module, verb))
+
+
+@pytest.mark.parametrize("name", ["projection_type", "projection_sharing"])
+def test_convert_offers_every_projection(name):
+    (verbs,) = (action.choices for action in cli.build_parser()._actions if action.dest == "verb")
+    (option,) = (action for action in verbs["convert"]._actions if action.dest == name)
+    hint = LinformerConfig.__annotations__[name]
+    words = {word for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for word in get_args(kind)}
+    assert set(option.choices) == words
 
 
 def test_python_m_lists_the_verbs():

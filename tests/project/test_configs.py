@@ -6,11 +6,16 @@ import pytest
 import yaml
 
 from helpers import ONE_SECTION, ROOT, accept
+from linformer_hf import cli
 
 
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/*.yaml"))
 GPUS = 8  # the pretraining recipes for whole machines are written for this number
 PAPER_SHAPES = [path for path in RECIPES if re.fullmatch(r"(base|large)-\d+-k\d+", path.stem)]
+
+
+def test_every_verb_that_reads_recipes_has_one():
+    assert {path.parent.name for path in RECIPES} == {*cli.RECIPE_VERBS, "reproduce"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)

@@ -24,7 +24,7 @@ from linformer_hf.recipe import RecipeError, check_type, fields_of
 
 
 ALONE = {"docs/guides/ecosystem.md"}  # pages that promise that each Python block runs by itself
-LANGUAGES = {"python", "bash", "yaml", "json"}
+LANGUAGES = {"python", "bash", "yaml", "json", "diff"}
 # Programs of others, whose arguments nothing here knows.
 FOREIGN = {"hf", "source", "pytest", "tensorboard", "trackio"}
 SCRIPTS = {"run_mlm.py", "run_glue.py", "run_classification.py"}  # test_example_scripts.py runs these blocks
@@ -158,6 +158,21 @@ def test_a_wrong_yaml_block_is_refused():
     assert section_problem({"training": {"max_stepz": 1}}, linformer_hf.training.pretrain.SECTIONS)
     assert section_problem({"data": {"sources": "x"}}, linformer_hf.training.pretrain.SECTIONS)
     assert section_problem({"modle": {}}, linformer_hf.training.pretrain.SECTIONS)
+
+
+def after(hunk: str) -> str:
+    """What a hunk leaves in the file: added lines and those around them."""
+    return "".join(line[1:] for line in hunk.splitlines(keepends=True) if line[:1] in ("+", " "))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "diff")], ids=lambda page: page.name)
+def test_diff_blocks_show_what_the_files_hold(page):
+    """Shortened by leaving hunks out, never by changing one."""
+    for _, line, text in blocks(page, "diff"):
+        for path, hunks in re.findall(r"^\+\+\+ (\S+)\n((?:(?!\+\+\+ ).*\n)+)", text, re.MULTILINE):
+            content = (ROOT / path).read_text(encoding="utf-8")
+            for hunk in filter(None, re.split(r"^@@.*\n", hunks, flags=re.MULTILINE)):
+                assert after(hunk) in content, f"{page.name}:{line}: {path} does not hold\n{after(hunk)}"
 
 
 def test_json_blocks_are_json():

@@ -21,6 +21,7 @@ FAMILIES = {
     "BertForSequenceClassification": "classifier",
     "RobertaForSequenceClassification": "classifier.out_proj",
     "DistilBertForSequenceClassification": "classifier",
+    "ElectraForSequenceClassification": "classifier.out_proj",
 }
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 

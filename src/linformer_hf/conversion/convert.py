@@ -124,8 +124,8 @@ def convert(
     """Convert, measure and write a folder that `from_pretrained` loads.
 
     Args:
-        source: Hub name or folder of a bert, roberta, xlm-roberta, camembert or distilbert model, or the `.pt` file of
-            an official fairseq Linformer.
+        source: Hub name or folder of a model of one of `key_tables.FAMILIES` (bert, roberta and their kin), or the
+            `.pt` file of an official fairseq Linformer.
         output: a folder that does not exist yet, or is empty.
         calibrate: text to calibrate on: a file, a folder or a glob; `hub:NAME`; `demo`, the text of installed packages.
         calibration_rows: rows of N tokens (default: 131,072 tokens' worth).

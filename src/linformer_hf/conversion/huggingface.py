@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..utils import checksums
 from .fairseq import read_official
-from .key_tables import DISTILBERT, FAMILIES, ROBERTA, Family, dropped
+from .key_tables import FAMILIES, ROBERTA, Family, dropped
 from .sources import (
     POSITIONS,
     ConversionError,
@@ -30,8 +30,8 @@ def read_source(name: str, revision: str | None = None, tokenizer: str | None = 
     """Load a source.
 
     Args:
-        name: Hub name or folder of a `bert`, `roberta`, `xlm-roberta`, `camembert` or `distilbert` model, or the file
-            (`.pt`) of an official fairseq Linformer.
+        name: Hub name or folder of a model of one of the `FAMILIES`, or the file (`.pt`) of an official fairseq
+            Linformer.
         revision: commit, branch or tag of a Hub repository.
         tokenizer: another tokenizer than the source's own, by name or folder.
 
@@ -51,14 +51,10 @@ def read_source(name: str, revision: str | None = None, tokenizer: str | None = 
     with explained(name):
         reference = _load(name, config, family, title + head, revision)
     weights = rename_all(name, reference.state_dict(), family, head)
-    fields = _config_fields(config, family)
+    fields = _config_fields(config, family, head)
     prefix = "" if head == "Model" else "linformer."
     if family is ROBERTA:  # position embeddings are counted from padding_idx + 1 on
         weights[prefix + POSITIONS] = weights[prefix + POSITIONS][(config.pad_token_id or 0) + 1 :]
-    if family is DISTILBERT:
-        fields |= {"type_vocab_size": 0, "layer_norm_eps": 1e-12, "pooler_act": "relu"}
-        if head == "ForTokenClassification":
-            fields["classifier_dropout"] = config.dropout
     fields["max_position_embeddings"] = len(weights[prefix + POSITIONS])
     found = load_source_tokenizer(tokenizer or name, revision if tokenizer is None else None)
     check_tokenizer(found, fields["vocab_size"])
@@ -88,19 +84,28 @@ def _check_supported(name: str, config: PreTrainedConfig) -> None:
             f"{name} has relative position embeddings (position_embedding_type={kind!r}): they belong to pairs of "
             "tokens, and a slot stands for many. Only absolute positions can be converted."
         )
+    if config.model_type == "electra" and config.embedding_size != config.hidden_size:
+        raise ConversionError(
+            f"{name} has embedding_size={config.embedding_size} and hidden_size={config.hidden_size}: it projects its "
+            "embeddings behind their norm, where a Linformer has no layer, and no other weights compute the same. Both "
+            "must be equal, as in google/electra-base-discriminator (768 and 768); to fill in masked tokens, take "
+            "bert-base-uncased."
+        )
 
 
 def _head(name: str, config: PreTrainedConfig, family: Family, title: str) -> str:
     architecture = (config.architectures or [f"{title}Model"])[0]
-    head = "ForMaskedLM" if architecture == "BertForPreTraining" else architecture.removeprefix(title)
+    head = architecture.removeprefix(title)
+    head = family.read_as.get(head, head)
     if not architecture.startswith(title) or head not in family.heads:
-        supported = ", ".join(title + known for known in family.heads)
+        supported = ", ".join(title + known for known in (*family.heads, *family.read_as))
         raise ConversionError(f"{name} holds a {architecture}; supported here: {supported}.")
-    if family is ROBERTA and head == "ForMaskedLM" and config.hidden_act != "gelu":
-        raise ConversionError(
-            f"{name} has hidden_act={config.hidden_act!r}, but its language-model head always uses 'gelu', and a "
-            "Linformer's uses hidden_act. Convert the bare encoder: save it as a RobertaModel first."
-        )
+    for key, (only, reason) in family.needs.get(head, {}).items():
+        if (found := getattr(config, key)) != only:
+            raise ConversionError(
+                f"{name} has {key}={found!r}; a {title}{head} can be converted with {only!r} only: {reason}. Convert "
+                f"the bare encoder: save it as a {title}Model first."
+            )
     return head
 
 
@@ -124,6 +129,8 @@ def _load(name: str, config: PreTrainedConfig, family: Family, architecture: str
     return model.eval()
 
 
-def _config_fields(config: PreTrainedConfig, family: Family) -> dict[str, Any]:
-    fields = {ours: getattr(config, theirs) for ours, theirs in family.config.items() if hasattr(config, theirs)}
-    return fields | {name: getattr(config, name) for name in HEAD_FIELDS if getattr(config, name, None) is not None}
+def _config_fields(config: PreTrainedConfig, family: Family, head: str) -> dict[str, Any]:
+    names = {**family.config, **family.head_config.get(head, {})}
+    fields = {ours: getattr(config, theirs) for ours, theirs in names.items() if hasattr(config, theirs)}
+    kept = {name: getattr(config, name) for name in HEAD_FIELDS if getattr(config, name, None) is not None}
+    return {**family.fixed, **fields, **kept}

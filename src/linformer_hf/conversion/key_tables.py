@@ -2,12 +2,13 @@
 
 A table maps a module's name in the source to its name in a Linformer; `{}` stands for a layer's number, and the last
 part of a weight's name (`weight`, `bias`) stays. BERT's names are ours, so its table is an identity. What belongs to
-no row of a table is an error, unless it is in `DROPPED`, with the reason.
+no row of a table is an error, unless it is in `dropped`, with the reason.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 _LAYER = (
@@ -38,7 +39,11 @@ class Family:
         prefix: name of the encoder inside the models with a head.
         config: field of LinformerConfig -> field of the source's configuration.
         encoder: names inside the encoder; `pooler` those of its pooler, if it has one.
-        heads: class name without the family's name -> names of the head. `ForPreTraining` is read as `ForMaskedLM`.
+        heads: class name without the family's name -> names of the head.
+        read_as: head -> the head that it is read as; its other weights are in `dropped`.
+        fixed: fields of LinformerConfig that the family's code holds, and no configuration says.
+        head_config: head -> what `config` has besides, or instead, for it.
+        needs: head -> field of the source's configuration -> the only value that a Linformer can follow, and why.
         dropped: weights that are left behind on purpose (regular expressions), with the reason.
     """
 
@@ -47,6 +52,10 @@ class Family:
     encoder: Mapping[str, str]
     heads: Mapping[str, Mapping[str, str]]
     pooler: Mapping[str, str] = field(default_factory=dict)
+    read_as: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    head_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    needs: Mapping[str, Mapping[str, tuple[Any, str]]] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
 
     def table(self, head: str, with_pooler: bool) -> dict[str, str]:
@@ -73,6 +82,7 @@ _SAME = (
     "classifier_dropout",
 )
 _BERT_CONFIG = {name: name for name in _SAME}
+_GELU_HEAD = {"hidden_act": ("gelu", "the language-model head always uses 'gelu', and a Linformer's uses hidden_act")}
 
 BERT = Family(
     prefix="bert",
@@ -89,6 +99,7 @@ BERT = Family(
         "ForQuestionAnswering": _ANSWERS,
         "ForMultipleChoice": _CLASSIFIER,
     },
+    read_as={"ForPreTraining": "ForMaskedLM"},
     dropped={
         r"cls\.predictions\.bias": "a second name of the decoder's bias, or used by nothing",
         r"cls\.seq_relationship\..*": "next-sentence prediction; no Linformer has that head",
@@ -116,6 +127,7 @@ ROBERTA = Family(
         "ForQuestionAnswering": _ANSWERS,
         "ForMultipleChoice": _CLASSIFIER,
     },
+    needs={"ForMaskedLM": _GELU_HEAD},
     dropped={
         r"lm_head\.bias": "a second name of the decoder's bias, or used by nothing",
         r"(roberta\.)?pooler\..*": "the pooler is not read by this head",
@@ -167,6 +179,40 @@ DISTILBERT = Family(
         "ForQuestionAnswering": _ANSWERS,
         "ForMultipleChoice": {"pre_classifier": "linformer.pooler.dense", **_CLASSIFIER},
     },
+    fixed={"type_vocab_size": 0, "layer_norm_eps": 1e-12, "pooler_act": "relu"},
+    head_config={"ForTokenClassification": {"classifier_dropout": "dropout"}},
+)
+_SUMMARY = "a Linformer's head reads a dense layer over the first token"
+ELECTRA = Family(  # without a pooler; huggingface.py refuses those whose embeddings are narrower than the encoder
+    prefix="electra",
+    config=_BERT_CONFIG,
+    encoder=_BERT,
+    heads={
+        "Model": {},
+        "ForMaskedLM": {
+            "generator_predictions.dense": f"{_MLM}.transform.dense",
+            "generator_predictions.LayerNorm": f"{_MLM}.transform.LayerNorm",
+            "generator_lm_head": f"{_MLM}.decoder",
+        },
+        # A dense layer and gelu on the first token, which is our pooler with another activation, and a classifier.
+        "ForSequenceClassification": {
+            "classifier.dense": "linformer.pooler.dense",
+            "classifier.out_proj": "classifier",
+        },
+        "ForTokenClassification": _CLASSIFIER,
+        "ForQuestionAnswering": _ANSWERS,
+        "ForMultipleChoice": {"sequence_summary.summary": "linformer.pooler.dense", **_CLASSIFIER},
+    },
+    read_as={"ForPreTraining": "Model"},
+    fixed={"pooler_act": "gelu"},
+    head_config={
+        "ForMultipleChoice": {"pooler_act": "summary_activation", "classifier_dropout": "summary_last_dropout"}
+    },
+    needs={
+        "ForMaskedLM": _GELU_HEAD,
+        "ForMultipleChoice": {"summary_type": ("first", _SUMMARY), "summary_use_proj": (True, _SUMMARY)},
+    },
+    dropped={r"discriminator_predictions\..*": "which tokens were replaced; no Linformer has that head"},
 )
 # transformers' model_type -> (family, how its classes are called).
 FAMILIES = {
@@ -175,6 +221,7 @@ FAMILIES = {
     "xlm-roberta": (ROBERTA, "XLMRoberta"),
     "camembert": (ROBERTA, "Camembert"),
     "distilbert": (DISTILBERT, "DistilBert"),
+    "electra": (ELECTRA, "Electra"),
 }
 FAIRSEQ_HEAD = "classification_heads.sentence_classification_head"  # the name that fairseq gives it unless told another
 # The official Linformer. `compress_k` and `compress_v` are E and F: fairseq.py stacks them.

@@ -44,7 +44,7 @@ class Spectrum:
 
     Args:
         output_dir: folder to fill.
-        model: name or folder of a bert, roberta, xlm-roberta, camembert or distilbert model, or a fairseq Linformer.
+        model: name or folder of what `linformer-hf convert` takes, an official fairseq Linformer included.
         revision: of a Hub repository.
         corpus: text, as `linformer-hf convert --calibrate` takes it.
         rows: texts of `length` tokens, drawn at random.

@@ -47,7 +47,7 @@ class Theory:
 
     Args:
         output_dir: folder to fill.
-        model, revision: a bert, roberta, xlm-roberta, camembert or distilbert model whose maps are used.
+        model, revision: a model of a kind that `linformer-hf convert` takes; its maps are used.
         corpus: text, as `linformer-hf convert --calibrate` takes it.
         rows: texts; each gives one map for every layer, of a head drawn at random.
         lengths: N; each map is of a text of so many tokens.
