@@ -46,7 +46,7 @@ def test_round_trip_of_all_real_names(kind, head):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_page_on_converting_names_every_family(kind):
-    assert f"`{kind}`" in (Path(__file__).parents[2] / "docs" / "convert.md").read_text(encoding="utf-8")
+    assert f"`{kind}`" in (Path(__file__).parents[2] / "docs" / "guides" / "convert.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("head", FAIRSEQ.heads)
