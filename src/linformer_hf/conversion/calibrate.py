@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..modeling_linformer import LinformerLayer, LinformerModel
 from ..tokens_linformer import RealTokens
+from .shorten import Windows
 
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,11 @@ def batches(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def calibrate(
-    teacher: LinformerModel, student: LinformerModel, rows: Sequence[torch.Tensor], strength: float = 0.3
+    teacher: LinformerModel,
+    student: LinformerModel,
+    rows: Sequence[torch.Tensor],
+    strength: float = 0.3,
+    window: int | None = None,
 ) -> list[float]:
     """Calibrate `student` in place.
 
@@ -66,6 +71,7 @@ def calibrate(
         student: the same weights with shortened attention; its gates and length corrections are set.
         rows: token ids with special tokens, each [n] with n <= N; rows of at most K tokens teach nothing.
         strength: of the ridge, relative to the mean square of the context.
+        window: what the source was trained on: of a longer row the teacher reads windows (see `Windows`).
 
     Returns:
         For each layer, the relative error of its output, |h - h*| / |h*|, on these rows.
@@ -88,8 +94,12 @@ def calibrate(
         )
     given = batches(rows)
     tokens = [RealTokens.from_mask(None, ids.shape[1], ids.device) for ids in given]
-    goal = [teacher.embeddings(ids, None, None, None, places) for ids, places in zip(given, tokens, strict=True)]
-    states, errors = list(goal), []
+    states = [student.embeddings(ids, None, None, None, places) for ids, places in zip(given, tokens, strict=True)]
+    windows = [Windows.over(ids.shape[1], window or ids.shape[1]) for ids in given]
+    read = [each.split(ids) for each, ids in zip(windows, given, strict=True)]  # what the teacher is given
+    theirs = [RealTokens.from_mask(None, ids.shape[1], ids.device) for ids in read]
+    goal = [teacher.embeddings(ids, None, None, None, places) for ids, places in zip(read, theirs, strict=True)]
+    errors = []
     layers = list(zip(teacher.encoder.layer, student.encoder.layer, strict=True))
     for exact, layer in tqdm(layers, desc=f"calibrating on {len(rows)} rows", unit="layer"):
         if gated:
@@ -100,17 +110,17 @@ def calibrate(
             layer.attention.self(state, places, shared[1])[0] for state, places in zip(states, tokens, strict=True)
         ]
         sums = []
-        for state, places in zip(goal, tokens, strict=True):
+        for state, places in zip(goal, theirs, strict=True):
             context = exact.attention.self(state, places, shared[0])[0]
             sums.append(state + exact.attention.output.project(context, places))  # h* + o*
         if layer.attention.output.correction is not None:
-            correct(layer, states, contexts, sums, tokens, strength)
+            correct(layer, states, contexts, [w.join(s) for w, s in zip(windows, sums, strict=True)], tokens, strength)
         for i, places in enumerate(tokens):
             attended = exact.attention.output.LayerNorm(sums[i])
             goal[i] = exact.output(exact.intermediate(attended), attended)
             attended = layer.attention.output(contexts[i], states[i], places)
             states[i] = layer.output(layer.intermediate(attended), attended)
-        errors.append(relative_error(states, goal))
+        errors.append(relative_error(states, [w.join(g) for w, g in zip(windows, goal, strict=True)]))
     logger.info("calibrated; relative error of each layer's output: %s", ", ".join(f"{e:.3f}" for e in errors))
     return errors
 

@@ -1,7 +1,9 @@
 """How faithful a converted model is to its source, on text that neither its weights nor its calibration have seen.
 
 Everything is compared with the exact twin (the source as a Linformer with K = N), whose own distance from the source's
-model is measured first. Embeddings are means of the last hidden state over a row's tokens; because such means point in
+model is measured first. What is longer than the source's own N is compared with the source over windows of N tokens:
+it was never trained to attend further, so its full attention there is no goal (it is what time and memory are compared
+with). Embeddings are means of the last hidden state over a row's tokens; because such means point in
 similar directions for any text, the cosine has a floor: that of the constant mean embedding.
 """
 
@@ -27,7 +29,7 @@ from ..modeling_linformer import (
 from ..utils.files import write_json, write_text
 from ..utils.places import own_name
 from ..utils.reporting import markdown_table, save_figure
-from .shorten import exact_twin
+from .shorten import Windows, exact_twin
 from .sources import ConversionError, Source
 from .texts import cut
 
@@ -130,7 +132,8 @@ def report(
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "source_difference": difference,
-        "lengths": compare(twin, model, held_out, sorted(lengths), source.tokenizer, timed),
+        "window": source.length,
+        "lengths": compare(twin, model, held_out, sorted(lengths), source.tokenizer, timed, source.length),
     }
 
 
@@ -153,6 +156,7 @@ def compare(
     lengths: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     timed: Callable[[int], Any],
+    window: int | None = None,
 ) -> dict[str, Any]:
     """Compare at several lengths.
 
@@ -161,6 +165,7 @@ def compare(
         held_out: genre -> rows of ids; rows are cut to each length.
         lengths: lengths in tokens, none above the rows'.
         timed: length -> the model whose speed and memory stand for the source's.
+        window: of longer rows the twin reads windows of so many tokens (see `Windows`).
 
     Returns:
         length -> measures, JSON-able; see `measure`.
@@ -168,7 +173,7 @@ def compare(
     result = {}
     for length in lengths:
         rows = {genre: cut(given, length) for genre, given in held_out.items()}
-        result[str(length)] = measure(twin, student, rows, tokenizer) | cost(
+        result[str(length)] = measure(twin, student, rows, tokenizer, window) | cost(
             timed(length), student, next(iter(rows.values()))[:1]
         )
     return result
@@ -180,6 +185,7 @@ def measure(
     student: LinformerPreTrainedModel,
     rows: Mapping[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
+    window: int | None = None,
 ) -> dict[str, Any]:
     """Errors, similarity of embeddings and, with a masked-LM head, agreement, for rows [M, n] of each genre."""
     layers = twin.config.num_hidden_layers
@@ -190,15 +196,16 @@ def measure(
     for genre, ids in rows.items():
         first = len(goal)
         final = [0.0, 0.0]
+        windows = Windows.over(ids.shape[1], window or ids.shape[1])
         for batch in ids.split(max(1, BATCH_TOKENS // ids.shape[1])):
             with _Layers(twin.base_model) as exact:
-                goal += twin.base_model(batch).last_hidden_state.mean(1)
+                goal += windows.join(twin.base_model(windows.split(batch)).last_hidden_state).mean(1)
             with _Layers(student.base_model) as short:
                 given += student.base_model(batch).last_hidden_state.mean(1)
             for name in sums:
                 for total, a, b in zip(sums[name], getattr(short, name), getattr(exact, name), strict=True):
-                    _add(total, a, b)
-            _add(final, short.hidden[-1], exact.hidden[-1])
+                    _add(total, a, windows.join(b))
+            _add(final, short.hidden[-1], windows.join(exact.hidden[-1]))
         cosine = torch.cosine_similarity(torch.stack(given[first:]), torch.stack(goal[first:]))
         genres[genre] = {"rows": len(ids), "cosine": float(cosine.mean()), "final_error": _ratio(final)}
     a, b = torch.stack(given), torch.stack(goal)
@@ -215,7 +222,7 @@ def measure(
         "genres": genres,
     }
     if isinstance(student, LinformerForMaskedLM) and tokenizer.mask_token_id is not None:
-        measured["masked"] = masked(twin, student, rows, tokenizer)
+        measured["masked"] = masked(twin, student, rows, tokenizer, window)
     return measured
 
 
@@ -246,6 +253,7 @@ def masked(
     student: LinformerPreTrainedModel,
     rows: Mapping[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
+    window: int | None = None,
 ) -> dict[str, Any]:
     """Of the tokens behind BERT's masks: share with the same most likely token, and both models' perplexities."""
     masker = Masker(tokenizer, seed=0)
@@ -255,7 +263,9 @@ def masked(
         for index, row in enumerate(ids):
             inputs, labels = (torch.from_numpy(each)[None] for each in masker(row.tolist(), 0, index))
             hidden = labels[0] != -100
-            logits = {name: model(inputs).logits[0, hidden] for name, model in (("source", twin), ("student", student))}
+            windows = Windows.over(len(row), window or len(row))
+            goal = windows.join(twin(windows.split(inputs)).logits)
+            logits = {"source": goal[0, hidden], "student": student(inputs).logits[0, hidden]}
             for name, given in logits.items():
                 loss[name] += float(torch.nn.functional.cross_entropy(given, labels[0, hidden], reduction="sum"))
             same += int((logits["source"].argmax(-1) == logits["student"].argmax(-1)).sum())
@@ -352,7 +362,13 @@ def genre_table(measured: Mapping[str, Any]) -> str:
 def render(content: Mapping[str, Any]) -> str:
     """The report in Markdown: `content` is what fidelity.json holds."""
     lengths = content["lengths"]
-    longest = max(lengths, key=int)
+    longest, window, difference = max(lengths, key=int), content.get("window"), content["source_difference"]
+    beyond = ""
+    if window and int(longest) > window:
+        beyond = (
+            f"\nBeyond the source's own {window} tokens ours is compared with the source over windows of {window}: "
+            "it was trained\nfor no more. Time and memory are those of its full attention over all tokens."
+        )
     return f"""# How faithful is it?
 
 `{content["source"]}` beside its Linformer: {content["description"]}.
@@ -362,7 +378,7 @@ def render(content: Mapping[str, Any]) -> str:
 Text that was not calibrated on, {lengths[longest]["rows"]} rows; errors are |ours - source| / |source|. Embeddings are
 means over tokens; the floor is the cosine of one constant embedding for all texts. Time: one row, median of {REPEATS}
 interleaved forward passes, {content["threads"]} threads, {content["dtype"]}; memory: peak resident memory above the
-loaded models. The source's own model and its exact twin differ by {content["source_difference"]:.1e} (relative).
+loaded models. The source's own model and its exact twin differ by {difference:.1e} (relative).{beyond}
 
 At {longest} tokens, by text and by layer:
 

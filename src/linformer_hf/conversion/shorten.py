@@ -1,5 +1,6 @@
 """From a source to a Linformer: its exact twin with K = N, and the one with K < N."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,50 @@ from .sources import POSITIONS, ConversionError, Source, names_listed
 def exact_twin(source: Source, length: int, positions: Literal["repeat", "interpolate"]) -> LinformerPreTrainedModel:
     """The source as a Linformer whose every query sees every token, for inputs of up to `length` tokens."""
     return shortened(source, length, positions, {"projection_type": "mean_pool", "projected_length": length})
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a source knows of a row that is longer than its own N: itself over windows of N tokens.
+
+    It was never trained to attend further, so full attention over all of the row is no teacher. Windows overlap by
+    half; each has the row's first and last id as its own, and a token is taken from the one in whose midst it stands.
+
+    Attributes:
+        index: [w, N], the tokens of each window.
+        window, place: [n], where each token of the row is taken from. All are None for rows of at most N tokens.
+    """
+
+    index: torch.Tensor | None
+    window: torch.Tensor | None = None
+    place: torch.Tensor | None = None
+
+    @classmethod
+    def over(cls, length: int, size: int) -> "Windows":
+        """Of a row of `length` tokens, each of `size` tokens, 4 at least."""
+        if length <= size:
+            return cls(None)
+        inner = size - 2
+        starts = [*range(1, length - 1 - inner, max(1, inner // 2)), length - 1 - inner]
+        first = torch.tensor(starts)[:, None]
+        index = torch.cat([torch.zeros_like(first), first + torch.arange(inner), first * 0 + length - 1], 1)
+        token = torch.arange(length)
+        depth = torch.minimum(token - first, first + inner - 1 - token)  # [w, n], below 0 outside the window
+        depth[:, 0], depth[:, -1] = -first[:, 0], first[:, 0]  # the first window's mark, the last one's
+        window = depth.argmax(0)
+        place = (token - first[window, 0] + 1).clamp(0, size - 1)
+        place[0], place[-1] = 0, size - 1
+        return cls(index, window, place)
+
+    def split(self, rows: torch.Tensor) -> torch.Tensor:
+        """[m, n] -> [m w, N]."""
+        return rows if self.index is None else rows[:, self.index].flatten(0, 1)
+
+    def join(self, states: torch.Tensor) -> torch.Tensor:
+        """[m w, N, C] -> [m, n, C]."""
+        if self.index is None:
+            return states
+        return states.unflatten(0, (-1, len(self.index)))[:, self.window, self.place]
 
 
 def shortened(

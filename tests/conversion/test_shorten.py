@@ -1,0 +1,81 @@
+"""What a source knows of rows that are longer than its own N: windows, as a teacher and as a measure."""
+
+import pytest
+import torch
+
+from linformer_hf.conversion import fidelity
+from linformer_hf.conversion.calibrate import calibrate
+from linformer_hf.conversion.convert import convert_model
+from linformer_hf.conversion.huggingface import read_source
+from linformer_hf.conversion.shorten import Windows, exact_twin, extend_positions
+
+
+N = 24
+
+
+@pytest.fixture(scope="module")
+def source(tiny_source):
+    return read_source(str(tiny_source("BertForMaskedLM", max_position_embeddings=N)))
+
+
+@pytest.fixture(scope="module")
+def rows(source):
+    return torch.randint(5, source.config["vocab_size"], (72, 4 * N), generator=torch.Generator().manual_seed(0))
+
+
+def test_positions_are_repeated_or_stretched():
+    positions = torch.arange(4.0)[:, None]
+    assert extend_positions(positions, 9, "repeat")[:, 0].tolist() == [0, 1, 2, 3, 1, 2, 3, 1, 2]
+    assert extend_positions(positions, 2, "repeat")[:, 0].tolist() == [0, 1]
+    stretched = extend_positions(positions, 9, "interpolate")[:, 0]
+    assert (stretched.diff() >= 0).all()
+
+
+@pytest.mark.parametrize(("length", "size"), [(20, 8), (17, 16), (33, 4), (100, 16), (4096, 512), (9, 16), (16, 16)])
+def test_every_token_is_taken_once_and_from_the_midst_of_a_window(length, size):
+    windows, ids = Windows.over(length, size), torch.arange(length)[None].repeat(2, 1)
+    split = windows.split(ids)
+    assert split.shape[1] == min(length, size)
+    assert torch.equal(windows.join(split[..., None])[..., 0], ids)
+    assert set(split[:, 0].tolist()) == {0}  # each begins and ends with the row's marks
+    assert set(split[:, -1].tolist()) == {length - 1}
+    if windows.place is not None:  # but near the row's ends, a quarter of a window lies on either side
+        inside = windows.place[size // 2 : -(size // 2)] - 1
+        assert all(torch.minimum(inside, size - 3 - inside) >= (size - 2) // 4 - 1)
+
+
+@torch.no_grad()
+def test_beyond_its_own_length_a_source_is_measured_over_windows(source, rows):
+    """By hand for the middle of a row; up to N tokens nothing changes."""
+    twin, student = exact_twin(source, 4 * N, "repeat"), convert_model(source, 4 * N, projected_length=N)
+    measured = fidelity.measure(twin, student, {"text": rows[:12]}, source.tokenizer, window=N)
+    windows = Windows.over(4 * N, N)
+    goal = torch.stack([windows.join(twin.base_model(windows.split(row[None])).last_hidden_state)[0] for row in rows[:12]])
+    first = twin.base_model(torch.cat([rows[:12, : N - 1], rows[:12, -1:]], 1)).last_hidden_state
+    torch.testing.assert_close(goal[:, : N // 2], first[:, : N // 2])
+    given = student.base_model(rows[:12]).last_hidden_state
+    assert measured["final_error"] == pytest.approx(float((given - goal).norm() / goal.norm()), rel=1e-4)
+    cosine = torch.cosine_similarity(given.mean(1), goal.mean(1)).mean()
+    assert measured["cosine"] == pytest.approx(float(cosine), rel=1e-4)
+    whole = fidelity.measure(twin, student, {"text": rows[:12]}, source.tokenizer)
+    assert whole["final_error"] != measured["final_error"]
+    assert whole["masked"]["source_perplexity"] != measured["masked"]["source_perplexity"]
+    short = {"text": rows[:12, :N]}
+    assert fidelity.measure(twin, student, short, source.tokenizer, N)["final_error"] == pytest.approx(0, abs=1e-5)
+
+
+@torch.no_grad()
+def test_calibrated_on_windows_a_model_is_nearer_to_them(source, rows):
+    twin = exact_twin(source, 4 * N, "repeat")
+    errors = {}
+    for window in (None, N):
+        student = convert_model(source, 4 * N, projected_length=N, length_correction=True)
+        calibrate(twin.base_model, student.base_model, list(rows[:60]), window=window)
+        found = fidelity.measure(twin, student, {"text": rows[60:]}, source.tokenizer, window=N)
+        errors[window] = found["final_error"]
+        assert torch.equal(student.base_model(rows[:, :N])[0], exact(source, rows))
+    assert errors[N] < errors[None]
+
+
+def exact(source, rows):
+    return convert_model(source, projected_length=N).base_model(rows[:, :N])[0]
