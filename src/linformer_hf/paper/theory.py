@@ -16,9 +16,9 @@ construction does, the theorem says nothing about a useful choice of K, E or F.
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,10 @@ from ..conversion.huggingface import read_source
 from ..conversion.shorten import exact_twin
 from ..conversion.texts import text_rows
 from ..modeling_linformer import LinformerModel
-from ..recipe import Recipe, load_recipe
+from ..recipe import load_recipe
 from ..training.run import open_run
-from ..utils.environment import environment
-from ..utils.files import RESULTS_FILE, write_json, write_text
-from ..utils.reporting import markdown_table, save_figure, show
+from ..utils.figures import new_figure, save_figure, shades
+from ..utils.reporting import markdown_table
 from ..utils.timing import watched
 
 
@@ -85,11 +84,7 @@ class Theory:
 SECTIONS = {"theory": Theory}
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A theory recipe, checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, SECTIONS)
-    recipe.build("theory")
-    return recipe
+read_recipe = partial(load_recipe, sections=SECTIONS, built=("theory",))
 
 
 def projection(k: int, n: int, generator: torch.Generator) -> torch.Tensor:
@@ -173,10 +168,9 @@ def theory(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         RecipeError: an unknown key or a value of the wrong type.
         ValueError: a length is more than the model reads, or than the texts have.
     """
-    started = time.time()
     recipe = read_recipe(recipe_path, overrides)
     section: Theory = recipe.build("theory")
-    folder = open_run(section.output_dir, recipe.raw, False)
+    run = open_run("theory", section.output_dir, recipe.raw)
     source = read_source(section.model, section.revision)
     assert source.tokenizer is not None
     if max(section.lengths) > source.length:
@@ -184,25 +178,16 @@ def theory(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     texts = text_rows(section.corpus, source.tokenizer, max(section.lengths), section.rows, 1, section.seed)
     model = exact_twin(source, source.length, "repeat").base_model.eval()
     cells = measure(model, texts.calibration, section)
-    content = {
-        "verb": "theory",
-        "recipe": recipe.raw,
-        **environment(section.seed, torch.device("cpu"), "float32"),
-        "texts": len(texts.calibration),
-        "cells": cells,
-        "wall_seconds": time.time() - started,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"texts": len(texts.calibration), "cells": cells}
+    content = run.content(section.seed, "cpu", "float32", **facts)
+    run.folder.mkdir(parents=True, exist_ok=True)
     longest = max(section.lengths)
-    plot_errors(folder / FIRST_FILE, cells, longest, "theorem_1", "Theorem 1: |P~ w - P w| / |P w|")
-    plot_errors(folder / SECOND_FILE, cells, longest, "theorem_2", "Theorem 2: error over |softmax(w)| |V|")
-    plot_failures(folder / LENGTH_FILE, cells, section)
+    plot_errors(run.folder / FIRST_FILE, cells, longest, "theorem_1", "Theorem 1: |P~ w - P w| / |P w|")
+    plot_errors(run.folder / SECOND_FILE, cells, longest, "theorem_2", "Theorem 2: error over |softmax(w)| |V|")
+    plot_failures(run.folder / LENGTH_FILE, cells, section)
     text = markdown(content, section)
-    write_text(folder / "theory.md", text + "\n")
-    write_json(folder / RESULTS_FILE, content)
-    show(f"\n{text}\n")
-    print(f"Theorems, plots and {RESULTS_FILE}: {folder.resolve()}")
-    return folder
+    run.write(content, text, "theory.md")
+    return run.tell(text, "Theorems, plots")
 
 
 def measure(model: LinformerModel, rows: Sequence[torch.Tensor], section: Theory) -> list[dict[str, Any]]:
@@ -293,12 +278,7 @@ def markdown(content: dict[str, Any], section: Theory) -> str:
 
 
 def _figure(title: str, label: str) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    figure, axes = new_figure((7, 4.6))
     axes.set(xscale="log", xlabel="K", ylabel=label, title=title)
     axes.grid(alpha=0.3)
     return figure, axes
@@ -306,13 +286,11 @@ def _figure(title: str, label: str) -> tuple[Any, Any]:
 
 def plot_errors(path: Path, cells: Sequence[dict[str, Any]], n: int, name: str, title: str) -> None:
     """Median error against K with its middle four fifths, for every kind of map, and the answer zero."""
-    from matplotlib import colormaps
-
     figure, axes = _figure(f"{title}, N = {n}", "relative error")
     kinds = list(dict.fromkeys(found["kind"] for found in cells))
-    for i, kind in enumerate(kinds):
+    for i, (kind, shade) in enumerate(zip(kinds, shades(len(kinds)), strict=True)):
         own = [found for found in cells if found["kind"] == kind and found["n"] == n]
-        colour = "black" if kind == RANDOM else colormaps["viridis"](i / max(1, len(kinds) - 1) * 0.95)
+        colour = "black" if kind == RANDOM else shade
         ks = [found["k"] for found in own]
         axes.plot(ks, [found[name]["median"] for found in own], color=colour, marker="o", markersize=3, label=kind)
         axes.fill_between(
