@@ -7,6 +7,7 @@ training, gradients (both without dropout): no ratio is given for a case that fa
 samples where enough others are there.
 """
 
+import copy
 import json
 import multiprocessing
 import os
@@ -148,11 +149,7 @@ read_recipe = partial(load_recipe, sections=SECTIONS, built=("benchmark",))
 
 
 def benchmark(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Measure as the recipe says.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
+    """Measure as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Returns:
         The folder with results.json, tables.md, time.png and memory.png. The last line on stdout is results.json's
@@ -329,17 +326,15 @@ def difference(model: nn.Module, states: torch.Tensor, mask: torch.Tensor | None
     """
     assert isinstance(model, Embedded)
     outputs, target = [], torch.randn_like(states)
+    training = group.mode == "training"
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for name in {"p", "attention_dropout"} & vars(module).keys():
+            setattr(module, name, 0.0)
     for plain in (False, True):
         model.model.set_attn_implementation("eager" if plain else "sdpa")
         # With hidden states asked for, the model takes no shortcut.
         extra = {"output_hidden_states": True} if plain else {}
-        training = group.mode == "training"
-        rates = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
-        for dropout, _ in rates:
-            dropout.p = 0.0
-        attention: list[Any] = [module for module in model.modules() if hasattr(module, "attention_dropout")]
-        for layer in attention:
-            layer.attention_dropout = 0.0
         with torch.set_grad_enabled(training):
             with torch.autocast(states.device.type, torch.bfloat16, enabled=training and group.dtype == "bfloat16"):
                 output = model.model(inputs_embeds=states, attention_mask=mask, **extra).last_hidden_state
@@ -352,11 +347,6 @@ def difference(model: nn.Module, states: torch.Tensor, mask: torch.Tensor | None
                 # In one vector: some, as the key bias's, are nothing but rounding.
                 found.append(torch.cat([gradient.flatten() for gradient in used if gradient is not None]))
         outputs.append([tensor.detach().float() for tensor in found])
-        for dropout, rate in rates:
-            dropout.p = rate
-        for layer in attention:
-            layer.attention_dropout = group.dropout
-    model.model.set_attn_implementation("sdpa")
     return max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(*outputs, strict=True))
 
 

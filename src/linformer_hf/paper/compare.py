@@ -19,13 +19,7 @@ from ..recipe import Recipe, RecipeError, load_recipe
 from ..training.finetune import read_recipe as read_finetune
 from ..utils.files import write_text
 from ..utils.runs import Run
-from .grid import TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
-
-
-KEPT = (
-    *("metrics", "baselines", "data", "steps", "train_seconds", "wall_seconds", "peak_memory_mib", "threads"),
-    *("dtype", "versions", "revision", "device_name", "parameters"),
-)
+from .grid import KEPT, TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
 
 
 @dataclass
@@ -77,14 +71,10 @@ def task_of(recipe: str, overrides: Sequence[str]) -> str:
 
 
 def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Run, or finish, the cells of a recipe and write table.md and results.json.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
+    """Run, or finish, the cells of a recipe, a YAML file with `section.key=value` applied over it.
 
     Returns:
-        The folder of the comparison.
+        The folder with table.md and results.json.
 
     Raises:
         RecipeError: an unknown key or a value of the wrong type, here or in a fine-tuning recipe.
@@ -145,7 +135,7 @@ def task_runs(section: Comparison, recipe: str, folder: Path) -> dict[str, Any]:
     for place, done in run_all(cells, section.jobs, folder.name):
         name, seed = places[place]
         if done is not None:
-            seeds[name][str(seed)] = {key: done[key] for key in KEPT}
+            seeds[name][str(seed)] = {key: done[key] for key in (*KEPT, "baselines", "data")}
             rates[name] = done["recipe"]["training"].get("learning_rate")
     return {
         name: {

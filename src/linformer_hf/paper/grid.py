@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = "linformer_hf"
 TABLE_FILE = "table.md"
+# Of a run's results.json, in the table's.
+KEPT = (
+    *("metrics", "steps", "train_seconds", "wall_seconds", "peak_memory_mib", "parameters"),
+    *("threads", "dtype", "versions", "revision", "device_name"),
+)
 Seeds = Mapping[str, Mapping[str, Any]]  # seed -> its run, or {"failed": True}
 Column = Callable[[list[Mapping[str, Any]]], Any]  # of a table, made of the runs of all seeds
 

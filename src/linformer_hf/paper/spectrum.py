@@ -125,11 +125,7 @@ read_recipe = partial(load_recipe, sections=SECTIONS, built=("spectrum",))
 
 
 def spectrum(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Measure as the recipe says.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
+    """Measure as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Returns:
         The folder with results.json, spectrum.md and three plots.

@@ -20,7 +20,7 @@ from ..training.pretrain import read_recipe as read_pretrain
 from ..utils.figures import new_figure, save_figure, shades
 from ..utils.files import write_text
 from ..utils.runs import Run
-from .grid import TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
+from .grid import KEPT, TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
 
 
 START = "start"
@@ -32,10 +32,6 @@ FULL_ATTENTION = (
 )
 STEPS_FILE, SECONDS_FILE = "perplexity-steps.png", "perplexity-seconds.png"
 MARKERS = "osv^DPX*<>pdh"  # so that curves can be told apart without their colours
-KEPT = (
-    *("metrics", "steps", "train_seconds", "wall_seconds", "trained_tokens", "tokens_per_second", "parameters"),
-    *("peak_memory_mib", "threads", "dtype", "versions", "revision", "device_name"),
-)
 MODEL = ("max_position_embeddings", "projected_length", "projection_type", "projection_sharing")
 
 
@@ -103,14 +99,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Run, or finish, the cells of a recipe; write table.md, two plots and results.json.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
+    """Run, or finish, the cells of a recipe, a YAML file with `section.key=value` applied over it.
 
     Returns:
-        The folder of the sweep.
+        The folder with table.md, two plots and results.json.
 
     Raises:
         RecipeError: an unknown key or a value of the wrong type, here or in a cell.
@@ -154,7 +146,8 @@ def kept(content: dict[str, Any]) -> dict[str, Any]:
         if "eval_loss" in row
     ]
     model = {key: value for key, value in content["recipe"]["model"].items() if key in MODEL}
-    return {**{key: content[key] for key in KEPT if key in content}, "model": model, "curve": curve}
+    wanted = (*KEPT, "trained_tokens", "tokens_per_second")
+    return {**{key: content[key] for key in wanted if key in content}, "model": model, "curve": curve}
 
 
 def render(runs: dict[str, dict[str, Any]]) -> str:

@@ -155,11 +155,7 @@ def random_maps(n: int, size: int, generator: torch.Generator) -> tuple[torch.Te
 
 
 def theory(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Measure as the recipe says.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
+    """Measure as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Returns:
         The folder with results.json, theory.md and three plots.
@@ -248,21 +244,11 @@ def spread(values: list[float]) -> dict[str, float]:
 def markdown(content: dict[str, Any], section: Theory) -> str:
     n = max(section.lengths)
     rows = []
-    for found in content["cells"]:
-        if found["n"] == n:
-            one, two, zero = (found[name] for name in ("theorem_1", "theorem_2", "theorem_2_zero"))
-            rows.append(
-                [
-                    found["kind"],
-                    found["k"],
-                    f"{one['median']:.3f} ({one['low']:.3f} to {one['high']:.3f})",
-                    f"{found['theorem_1_stated_failures']:.3f}",
-                    f"{found['theorem_1_proved_failures']:.3f}",
-                    f"{found['bound']:.3g}",
-                    f"{two['median']:.3f}",
-                    f"{zero['median']:.3f}",
-                ]
-            )
+    for found in (found for found in content["cells"] if found["n"] == n):
+        rows.append([found["kind"], found["k"], "{median:.3f} ({low:.3f} to {high:.3f})".format(**found["theorem_1"])])
+        rows[-1] += [f"{found[f'theorem_1_{what}_failures']:.3f}" for what in ("stated", "proved")]
+        rows[-1] += [f"{found['bound']:.3g}"]
+        rows[-1] += [f"{found[name]['median']:.3f}" for name in ("theorem_2", "theorem_2_zero")]
     epsilon = section.epsilon
     header = ["maps", "K", "theorem 1, error as stated (10 % to 90 %)", f"above {epsilon:g}"]
     header += [f"a row above {epsilon:g}, as proved", "the proof's bound", "theorem 2, error", "the answer zero"]

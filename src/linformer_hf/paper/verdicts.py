@@ -9,11 +9,8 @@ from typing import Any
 
 HOLDS, FAILS, UNSEEN = "holds", "does not hold", "cannot be seen at this scale"
 CLOSE = 0.05  # of the perplexity
-POINTS = 1.0  # of accuracy, in percent
 LEARNED = 2.0  # times below the perplexity of token frequencies
 SETTLED = 0.1  # largest fall of the perplexity over the last third of the updates
-LINEAR = 1.1  # exponent of N
-LOW_RANK = 0.625  # halfway between a flat spectrum's share of a quarter of the values, 1/4, and all
 Evidence = dict[str, list[dict[str, Any]]]
 Seen = tuple[str, str, str]  # verdict, the numbers in words, what they were measured on
 

@@ -154,11 +154,9 @@ def distillation_loss(
 
 
 def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """Distil as the recipe says.
+    """Distil as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
         resume: continue the last whole checkpoint in `training.output_dir`.
 
     Returns:

@@ -147,11 +147,9 @@ def settle_classifier(
 
 
 def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """Fine-tune and test as the recipe says.
+    """Fine-tune and test as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
         resume: continue the last whole checkpoint in `training.output_dir`.
 
     Returns:

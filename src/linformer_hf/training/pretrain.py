@@ -148,11 +148,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Linformer
 
 
 def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """Pretrain as the recipe says.
+    """Pretrain as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
         resume: continue the last whole checkpoint in `training.output_dir`.
 
     Returns:
@@ -331,7 +329,7 @@ def report(
     config = trainer.model.config
     title = f"Linformer, {content['parameters'] / 1e6:.1f} M parameters, N = {config.max_position_embeddings}"
     content["card"] = card(content, config, title)
-    write_results(run, content, title, **{"unigram baseline": baseline["loss"]})
+    write_results(run, content, title, {"unigram baseline": baseline["loss"]})
     return content
 
 

@@ -111,9 +111,9 @@ def results(run: Run, trainer: Trainer, **measured: Any) -> dict[str, Any]:
     return run.content(args.seed, args.device, dtype, **{**shared, **measured})
 
 
-def write_results(run: Run, content: Mapping[str, Any], title: str, **lines: float) -> None:
+def write_results(run: Run, content: Mapping[str, Any], title: str, lines: Mapping[str, float] | None = None) -> None:
     """curve.png, README.md of what `card` says and, last, results.json."""
-    plot_curve(run.folder / CURVE_FILE, content["history"], title, lines)
+    plot_curve(run.folder / CURVE_FILE, content["history"], title, lines or {})
     write_card(run.folder, content["card"])
     write_json(run.folder / RESULTS_FILE, content)
 
