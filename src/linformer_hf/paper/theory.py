@@ -38,6 +38,7 @@ from ..utils.timing import watched
 
 FIRST_FILE, SECOND_FILE, LENGTH_FILE = "theorem-1.png", "theorem-2.png", "length.png"
 RANDOM = "random maps"
+Pair = tuple[torch.Tensor, torch.Tensor]  # scores [N, N] of queries and keys, values [N, D]
 
 
 @dataclass
@@ -128,10 +129,10 @@ def needed_k(n: int, epsilon: float) -> int:
 
 
 @torch.no_grad()
-def collect(model: LinformerModel, row: torch.Tensor, head: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(scores [N, N], values [N, D]) of one head in every layer, for a row of ids [N]."""
+def collect(model: LinformerModel, row: torch.Tensor, head: int) -> list[Pair]:
+    """Scores and values of one head in every layer, for a row of ids [N]."""
     model.set_attn_implementation("eager")
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    found: list[Pair] = []
 
     def keep(number: int, module: Any, arguments: tuple, output: tuple) -> None:
         states = arguments[0]
@@ -148,7 +149,7 @@ def collect(model: LinformerModel, row: torch.Tensor, head: int) -> list[tuple[t
     return found
 
 
-def random_maps(n: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def random_maps(n: int, size: int, generator: torch.Generator) -> Pair:
     """Scores of standard normal queries and keys, and standard normal values."""
     query, key, value = (torch.randn(n, size, generator=generator) for _ in range(3))
     return query @ key.T / math.sqrt(size), value
@@ -193,25 +194,20 @@ def measure(model: LinformerModel, rows: Sequence[torch.Tensor], section: Theory
     size = model.config.hidden_size // heads
     cells = []
     for n in tqdm(section.lengths, desc="drawing projections", unit="length"):
-        kinds: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        kinds: dict[str, list[Pair]] = {}
         for row in rows:
             head = int(torch.randint(heads, (1,), generator=generator))
             for number, found in enumerate(collect(model, row[:n], head)):
                 kinds.setdefault(f"layer {number}", []).append(found)
             kinds.setdefault(RANDOM, []).append(random_maps(n, size, generator))
         for kind, pairs in kinds.items():
-            cells += [cell(kind, n, k, pairs, section, generator) for k in section.projected_lengths]
+            for k in section.projected_lengths:
+                cells.append({"kind": kind, "n": n, "k": k, **cell(pairs, n, k, section, generator)})
     return cells
 
 
-def cell(
-    kind: str,
-    n: int,
-    k: int,
-    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    section: Theory,
-    generator: torch.Generator,
-) -> dict[str, Any]:
+def cell(pairs: Sequence[Pair], n: int, k: int, section: Theory, generator: torch.Generator) -> dict[str, Any]:
+    """What `section.draws` projections of each map give."""
     first, second, zero, failures = [], [], [], []
     for scores, values in pairs:
         maps = scores.softmax(-1)
@@ -223,9 +219,6 @@ def cell(
             failures.append(float((proved > section.epsilon).any(0).float().mean()))
             second += theorem_2(scores, values, r, section.delta).tolist()
     return {
-        "kind": kind,
-        "n": n,
-        "k": k,
         "theorem_1": spread(first),
         "theorem_1_stated_failures": sum(error > section.epsilon for error in first) / len(first),
         "theorem_1_proved_failures": statistics.mean(failures),

@@ -10,6 +10,7 @@ from typing import Any
 HOLDS, FAILS, UNSEEN = "holds", "does not hold", "cannot be seen at this scale"
 CLOSE = 0.05  # of the perplexity
 LEARNED = 2.0  # times below the perplexity of token frequencies
+PERPLEXITY = "validation_perplexity"
 SETTLED = 0.1  # largest fall of the perplexity over the last third of the updates
 Evidence = dict[str, list[dict[str, Any]]]
 Seen = tuple[str, str, str]  # verdict, the numbers in words, what they were measured on
@@ -113,32 +114,6 @@ def main_kinds(cells: list[Kind]) -> tuple[Kind, Kind] | None:
     return (full, plain) if full and plain else None
 
 
-@dataclass
-class Comparison:
-    """The perplexity of a cell over that of another.
-
-    Attributes:
-        ratios: seed by seed; None where a run failed or learned too little.
-        falling: the largest fall of any of the runs over the last third of its updates.
-    """
-
-    label: str
-    ratios: list[float] | None
-    falling: float = 0.0
-
-    def verdict(self, both_sides: bool = False) -> str:
-        if not self.ratios or self.falling > SETTLED:
-            return UNSEEN
-        return of_each([ratio <= 1 + CLOSE and (not both_sides or ratio >= 1 / (1 + CLOSE)) for ratio in self.ratios])
-
-    def words(self) -> str:
-        if not self.ratios:
-            return f"{self.label}: failed, or too little learned"
-        low, middle, high = (100 * (value - 1) for value in (min(self.ratios), mean(self.ratios), max(self.ratios)))
-        words = f"{self.label}: {middle:+.1f} % ({low:+.1f} to {high:+.1f})"
-        return words + (f", perplexity still falling by {self.falling:.0%}" if self.falling > SETTLED else "")
-
-
 def fall(run: dict[str, Any]) -> float:
     """By what share the perplexity fell over the last third of the updates; 1 if it was not measured before them."""
     curve = run["curve"]
@@ -146,17 +121,19 @@ def fall(run: dict[str, Any]) -> float:
     return 1 - curve[-1]["perplexity"] / before[-1]["perplexity"] if before else 1.0
 
 
-def compare_cells(sweep: dict[str, Any], one: Kind, other: Kind, label: str) -> Comparison:
-    """`one` over `other`, seed by seed."""
+def compare_cells(sweep: dict[str, Any], one: Kind, other: Kind, both_sides: bool) -> tuple[str, str]:
+    """The verdict on the perplexity of `one` over that of `other`, seed by seed, and the ratios in words."""
     pairs = [(sweep["cells"][one.name][seed], run) for seed, run in sweep["cells"][other.name].items()]
-    if any("failed" in run for pair in pairs for run in pair):
-        return Comparison(label, None)
-    metrics = [(run["metrics"], reference["metrics"]) for run, reference in pairs]
-    if any(reference["perplexity_ratio"] < LEARNED for _, reference in metrics):
-        return Comparison(label, None)
-    perplexity = "validation_perplexity"
+    failed = any("failed" in run for pair in pairs for run in pair)
+    if failed or any(reference["metrics"]["perplexity_ratio"] < LEARNED for _, reference in pairs):
+        return UNSEEN, "failed, or too little learned"
+    ratios = [run["metrics"][PERPLEXITY] / reference["metrics"][PERPLEXITY] for run, reference in pairs]
+    low, middle, high = (100 * (value - 1) for value in (min(ratios), mean(ratios), max(ratios)))
+    words = f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
     falling = max(fall(run) for pair in pairs for run in pair)
-    return Comparison(label, [run[perplexity] / reference[perplexity] for run, reference in metrics], falling)
+    if falling > SETTLED:
+        return UNSEEN, f"{words}, perplexity still falling by {falling:.0%}"
+    return of_each([ratio <= 1 + CLOSE and (not both_sides or ratio >= 1 / (1 + CLOSE)) for ratio in ratios]), words
 
 
 def over_sweeps(
@@ -168,8 +145,8 @@ def over_sweeps(
         for sweep in evidence["sweep"]:
             seeds = len(next(iter(sweep["cells"].values())))
             basis = f"perplexity of held-out documents, {seeds} seeds, `{sweep['recipe']['sweep']['recipe']}`"
-            for pair in pairs(kinds(sweep)):
-                found = compare_cells(sweep, *pair)
-                yield found.verdict(both_sides), found.words(), basis
+            for one, other, label in pairs(kinds(sweep)):
+                verdict, words = compare_cells(sweep, one, other, both_sides)
+                yield verdict, f"{label}: {words}", basis
 
     return look
