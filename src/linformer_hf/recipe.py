@@ -94,13 +94,16 @@ class Recipe:
         return _build(hint, {**self.values(section), **changes}, section)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str], sections: Mapping[str, Any]) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, sections: Mapping[str, Any], built: Sequence[str] = ()
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: a YAML file in UTF-8.
         overrides: `section.key=value`; the value is read as YAML.
         sections: section name -> dataclass, or `list[dataclass]`.
+        built: sections that are built once now, so that a value which their dataclass refuses is refused here.
 
     Raises:
         RecipeError: no such file, broken YAML, an unknown section or key, a wrong type; the message names the nearest
@@ -114,7 +117,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str], sections: Mapping[st
             raw[section] = [] if get_origin(hint) is list else {}
         _check_no_token(raw[section], section)
         check_type(raw[section], hint, section)
-    return Recipe(raw, dict(sections), str(path))
+    recipe = Recipe(raw, dict(sections), str(path))
+    for section in built:
+        recipe.build(section)
+    return recipe
 
 
 def _read(path: Path, sections: Mapping[str, Any]) -> dict[str, Any]:

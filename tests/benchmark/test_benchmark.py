@@ -11,9 +11,9 @@ from linformer_hf import cli
 from linformer_hf.benchmark import benchmark as verb
 from linformer_hf.benchmark import encoders as alternatives
 from linformer_hf.benchmark.benchmark import Benchmark, Group, difference, read_recipe, step
-from linformer_hf.benchmark.encoders import BUILDERS, DIFFERENCES, OURS, PROJECTED, Shape
+from linformer_hf.benchmark.encoders import BUILDERS, DIFFERENCES, FLOOR, OURS, PROJECTED, Shape
 from linformer_hf.benchmark.published import TABLE_2, TABLE_3
-from linformer_hf.benchmark.tables import exponent, ratios, tables
+from linformer_hf.benchmark.tables import beside, exponent, grouped, passed, ratio, tables
 from linformer_hf.recipe import RecipeError
 from linformer_hf.utils.files import SUM_KEY
 
@@ -66,18 +66,18 @@ def test_results_plots_and_the_last_line(ran):
     modes = ("inference", "training")
     wanted = {(mode, dtype, n) for mode in modes for dtype in verb.TOLERANCE for n in (64, 128)}
     assert groups == wanted == {(row["mode"], row["dtype"], row["length"]) for row in content["memory"]}
-    for row in content["timings"]:
-        assert not row["fails_check"]
-        assert not row["failed"]
-        cases = {"linformer_hf, K = 16", "roberta sdpa", "linformer, K = 16", "linformer-pytorch, K = 16"}
-        cases |= {"roberta eager"} if row["length"] == 64 else set()
-        cases |= {"matmul floor, K = 16"} if row["mode"] == "inference" else set()
-        assert set(row["cases"]) == cases
-        for case in row["cases"].values():
-            assert 0 < case["wall_range_s"][0] <= case["wall_s"] <= case["wall_range_s"][1]
-            assert case["samples"] == 3
-    for row in content["memory"]:
-        assert all(case["peak_bytes"] > case["input_bytes"] for case in row["cases"].values())
+    for (mode, _, length), rows in grouped(content["timings"], "mode", "dtype", "length").items():
+        cases = {(OURS, 16), ("roberta sdpa", None), ("linformer", 16), ("linformer-pytorch", 16)}
+        cases |= {("roberta eager", None)} if length == 64 else set()
+        cases |= {(FLOOR, 16)} if mode == "inference" else set()
+        assert {(row["encoder"], row["k"]) for row in rows} == cases
+        assert len(rows) == len(cases)
+        for row in rows:
+            assert not row.get("failed")
+            assert row.get("fails_check") == (False if row["encoder"] == OURS else None)
+            assert 0 < row["wall_range_s"][0] <= row["wall_s"] <= row["wall_range_s"][1]
+            assert row["samples"] == 3
+    assert all(row["peak_bytes"] > row["input_bytes"] for row in content["memory"])
     assert content["processor"]
     assert content["versions"]["torch"] == torch.__version__
 
@@ -133,40 +133,35 @@ def test_the_check_passes_for_ours_and_fails_for_a_wrong_fast_path(monkeypatch, 
 
 
 def test_a_case_that_fails_its_check_has_no_ratio():
-    cases = {
-        name: {"cpu_s": seconds, "cpu_range_s": [seconds, seconds], "contended": 0, "samples": 3}
-        for name, seconds in (
-            ("linformer_hf, K = 128", 2.0),
-            ("linformer_hf, K = 256", 4.0),
-            ("roberta eager", 8.0),
-            ("linformer, K = 128", 3.0),
-            ("matmul floor, K = 128", 1.0),
+    shared = {"mode": "inference", "dtype": "float32", "dropout": 0.0, "fill": 1.0, "length": 512, "batch": 1}
+    shared |= {"threads": 1, "allocator": "default", "contended": 0, "samples": 3}
+    rows = [
+        {**shared, "encoder": encoder, "k": k, "cpu_s": seconds, "cpu_range_s": [seconds, seconds]}
+        for encoder, k, seconds in (
+            (OURS, 128, 2.0),
+            (OURS, 256, 4.0),
+            ("roberta eager", None, 8.0),
+            ("linformer", 128, 3.0),
+            (FLOOR, 128, 1.0),
         )
-    }
-    row = {"mode": "inference", "dtype": "float32", "dropout": 0.0, "fill": 1.0, "length": 512, "batch": 1}
-    row |= {
-        "threads": 1,
-        "allocator": "default",
-        "cases": cases,
-        "failed": {},
-        "fails_check": ["linformer_hf, K = 256"],
-    }
-    assert ratios(row) == {
-        "linformer_hf, K = 128": {"roberta eager": 4.0, "linformer": 1.5, "matmul floor": 2.0},
-    }
+    ]
+    rows[0]["fails_check"], rows[1]["fails_check"] = False, True
+    assert list(passed(rows)) == rows[:1]
+    others = {"roberta eager": 4.0, "linformer": 1.5, FLOOR: 2.0}
+    assert {encoder: ratio(rows[0], row) for encoder, row in beside(rows, rows[0]).items()} == others
     content = {
         "processor": "p",
         "versions": {"torch": "1", "transformers": "2"},
         "revision": None,
         "recipe": {"benchmark": {}},
-        "timings": [row],
+        "timings": rows,
         "memory": [],
         "differences": {},
     }
     text = tables(content)
     assert "fails its check: no ratio" in text
     assert "4.0 / [1.5 / 1.7]" in text.replace("  ", " ")  # beside the paper's cell for N = 512, K = 128
-    row["fails_check"] = []
+    rows[1]["fails_check"] = False
     assert "fails its check" not in tables(content)
 
 
@@ -216,7 +211,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_measured(recipe, 
 def test_encoders_without_a_mask_are_left_out_of_padded_batches():
     section = Benchmark("x", [64], [16], ["roberta sdpa", "linformer"], fills=[1.0, 0.5])
     full, padded = (set(section.cases(group)) for group in section.groups()[:2])
-    assert full - padded == {"linformer, K = 16"}
+    assert full - padded == {("linformer", 16)}
 
 
 def test_gradient_checkpointing_reaches_the_encoders():

@@ -50,7 +50,9 @@ def test_beyond_its_own_length_a_source_is_measured_over_windows(source, rows):
     twin, student = exact_twin(source, 4 * N, "repeat"), convert_model(source, 4 * N, projected_length=N)
     measured = fidelity.measure(twin, student, {"text": rows[:12]}, source.tokenizer, window=N)
     windows = Windows.over(4 * N, N)
-    goal = torch.stack([windows.join(twin.base_model(windows.split(row[None])).last_hidden_state)[0] for row in rows[:12]])
+    goal = torch.stack(
+        [windows.join(twin.base_model(windows.split(row[None])).last_hidden_state)[0] for row in rows[:12]]
+    )
     first = twin.base_model(torch.cat([rows[:12, : N - 1], rows[:12, -1:]], 1)).last_hidden_state
     torch.testing.assert_close(goal[:, : N // 2], first[:, : N // 2])
     given = student.base_model(rows[:12]).last_hidden_state

@@ -160,11 +160,11 @@ def test_the_table_compares_means_with_the_first_checkpoint():
 
     one = {"seeds": {"0": run(0.8), "1": run(0.9)}}
     two = {"seeds": {"0": run(0.7), "1": run(0.8)}}
-    text = render({"task": {"one": one, "two": two}}, "one")
+    text = render({"task": {"one": one, "two": two}})
     assert "0.8500 (0.8000 to 0.9000)" in text
     assert "| two | 0.7500 (0.7000 to 0.8000) | -10.0 |" in text
     assert "task: 10 test rows, 7 steps, float32" in text
     assert "Table 2" not in text  # its numbers belong beside the paper's tasks only
-    text = render({"sst2": {"one": one}, "task": {"one": one}}, "one")
+    text = render({"sst2": {"one": one}, "task": {"one": one}})
     assert "| N | model | sst2 |" in text
     assert "| 512 | RoBERTa-base | 93.1 |" in text

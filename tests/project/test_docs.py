@@ -143,14 +143,17 @@ def section_problem(content: dict, sections: dict) -> str | None:
     return None
 
 
+def module_of(verb):
+    return sys.modules[f"linformer_hf.{cli.MODULES[verb]}"]
+
+
 YAML = [pytest.param(text, id=f"{path_of(page)}:{line}") for page in PAGES for _, line, text in blocks(page, "yaml")]
 
 
 @pytest.mark.parametrize("text", YAML)
 def test_yaml_blocks_are_parts_of_recipes(text):
     content = yaml.safe_load(text)
-    modules = {verb: sys.modules[reader.__module__] for verb, reader in READERS.items()}
-    problems = {verb: section_problem(content, module.SECTIONS) for verb, module in modules.items()}
+    problems = {verb: section_problem(content, module_of(verb).SECTIONS) for verb in READERS}
     assert None in problems.values(), problems
 
 
@@ -214,7 +217,7 @@ def test_references_hold_every_option_and_key(site):
     for name in linformer_hf.LinformerConfig.__annotations__:
         assert name in text("configuration")
     for verb in READERS:
-        for hint in sys.modules[READERS[verb].__module__].SECTIONS.values():
+        for hint in module_of(verb).SECTIONS.values():
             if getattr(hint, "__module__", "").startswith("linformer_hf."):
                 assert {key for key in fields_of(hint) if key in hint.__annotations__} <= set(
                     re.findall(r"\w+", text("recipes"))

@@ -34,7 +34,7 @@ FLOORS = {
     "__main__": 11,
 }
 LARGEST_ROOM, LONGEST_MODULE, MOST_IMPORTED = 12, 450, 10
-SHARED = ("utils/files", "utils/checksums", "utils/reporting")  # what every room writes with
+SHARED = ("utils/files",)  # what every room writes with
 LONGER = {"modeling_linformer": 1300}
 # save_pretrained copies these beside the weights, where transformers loads them without this package.
 COPIED = tuple(f"{name}_linformer" for name in ("configuration", "tokens", "projection", "modeling"))

@@ -44,7 +44,7 @@ def load(tmp_path):
     def load_text(text: str | bytes, *overrides: str, sections=SECTIONS):
         path = tmp_path / "recipe.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return load_recipe(path, overrides, sections)
+        return load_recipe(path, overrides, sections=sections)
 
     return load_text
 
@@ -80,11 +80,11 @@ def test_numbers_are_read_as_in_json(load, written, expected):
 def test_any_float_comes_back(tmp_path_factory, number):
     path = tmp_path_factory.getbasetemp() / "float.yaml"
     path.write_text(f"main: {{rate: {number!r}, shares: [{number!r}]}}", encoding="utf-8")
-    section = load_recipe(path, [], SECTIONS).build("main")
+    section = load_recipe(path, sections=SECTIONS).build("main")
     assert section.rate == number
     assert section.shares == [number]
     assert math.copysign(1, section.rate) == math.copysign(1, number)
-    assert load_recipe(path, [f"main.rate={number!r}"], SECTIONS).build("main").rate == number
+    assert load_recipe(path, [f"main.rate={number!r}"], sections=SECTIONS).build("main").rate == number
 
 
 @pytest.mark.parametrize("text", ["1_0e", "e5", "2e-5x", "1.2.3", "0x"])
@@ -212,7 +212,7 @@ def test_an_empty_file_is_all_defaults(load):
 def test_missing_files_and_folders_are_named(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(RecipeError, match="there is no such recipe file") as error:
-            load_recipe(path, [], SECTIONS)
+            load_recipe(path, sections=SECTIONS)
         assert str(path) in str(error.value)
 
 

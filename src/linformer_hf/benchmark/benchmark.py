@@ -7,14 +7,15 @@ training, gradients (both without dropout): no ratio is given for a case that fa
 samples where enough others are there.
 """
 
+import copy
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..recipe import Recipe, load_recipe
-from ..utils.environment import environment, processor
-from ..utils.files import RESULTS_FILE, write_json, write_text
-from ..utils.reporting import show
+from ..recipe import load_recipe
+from ..utils.environment import processor
+from ..utils.files import RESULTS_FILE
+from ..utils.runs import Run, show
 from ..utils.timing import interleave, peak_bytes
 from .encoders import BUILDERS, DIFFERENCES, FLOOR, OURS, PROJECTED, UNMASKED, Embedded, Shape
 from .tables import plot, tables
@@ -113,27 +114,20 @@ class Benchmark:
             for length in self.lengths
         ]
 
-    def cases(self, group: "Group") -> dict[str, tuple[str, Shape]]:
-        """Name in the results -> encoder and its sizes. Ours come first."""
-        found = {}
-        for name in (OURS, *(other for other in self.alternatives if other != OURS)):
-            if group.length > self.longest.get(name, group.length) or (group.fill < 1 and name in UNMASKED):
-                continue
-            for k in self.projected_lengths if name in PROJECTED else [0]:
-                if k > group.length // 2:
-                    continue
-                shape = Shape(
-                    group.length,
-                    self.hidden_size,
-                    self.num_attention_heads,
-                    self.intermediate_size,
-                    self.num_hidden_layers,
-                    group.dropout,
-                    k or 1,
-                    self.projection_sharing,
-                )
-                found[f"{name}, K = {k}" if k else name] = (name, shape)
-        return found
+    def cases(self, group: "Group") -> dict["Case", Shape]:
+        """(encoder, K or None) -> sizes. Ours come first."""
+        sizes = {name: getattr(self, name) for name in SIZES}
+        return {
+            (name, k): Shape(length=group.length, dropout=group.dropout, projected_length=k or 1, **sizes)
+            for name in (OURS, *(other for other in self.alternatives if other != OURS))
+            if group.length <= self.longest.get(name, group.length) and not (group.fill < 1 and name in UNMASKED)
+            for k in (self.projected_lengths if name in PROJECTED else [None])
+            if (k or 0) <= group.length // 2
+        }
+
+
+Case = tuple[str, int | None]
+SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "projection_sharing")
 
 
 @dataclass(frozen=True)
@@ -151,19 +145,11 @@ class Group:
 SECTIONS = {"benchmark": Benchmark}
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A benchmark recipe, checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, SECTIONS)
-    recipe.build("benchmark")
-    return recipe
+read_recipe = partial(load_recipe, sections=SECTIONS, built=("benchmark",))
 
 
 def benchmark(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Measure as the recipe says.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
+    """Measure as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Returns:
         The folder with results.json, tables.md, time.png and memory.png. The last line on stdout is results.json's
@@ -184,42 +170,42 @@ def benchmark(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         raise FileExistsError(f"{folder} holds a finished benchmark. Set benchmark.output_dir to another folder.")
     for name in section.alternatives:
         BUILDERS[name](Shape(64, 16, 2, 32, 1, 0.0, 16))  # what is not installed says so before anything is measured
-    started = time.time()
-    timings, memory = [], []
+    run = Run("benchmark", recipe.raw, folder)
+    timings: list[dict[str, Any]] = []
+    memory: list[dict[str, Any]] = []
     settings = [(threads, allocator) for allocator in section.allocators for threads in section.threads]
     total = len(section.groups()) * (len(settings) + section.memory)
     with tqdm(total=total, desc="benchmark", unit="group", disable=None) as bar:
         for threads, allocator in settings:
-            for row in worker("time", section, threads, allocator):
-                timings.append({"threads": threads, "allocator": allocator, **row})
+            for rows in worker("time", section, threads, allocator):
+                timings += [{"threads": threads, "allocator": allocator, **row} for row in rows]
                 bar.update()
         if section.memory:
-            for row in worker("memory", section, 0, "default"):
-                memory.append(row)
+            for rows in worker("memory", section, 0, "default"):
+                memory += rows
                 bar.update()
-    content = {
-        "verb": "benchmark",
-        "recipe": recipe.raw,
-        **environment(0, torch.device(section.device), "+".join(section.dtypes)),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "differences": {name: DIFFERENCES[name] for name in (OURS, *section.alternatives)},
-        "wall_seconds": time.time() - started,
-        "timings": timings,
-        "memory": memory,
-    }
+    content = run.content(
+        0,
+        section.device,
+        "+".join(section.dtypes),
+        processor=processor(),
+        cores=os.cpu_count(),
+        differences={name: DIFFERENCES[name] for name in (OURS, *section.alternatives)},
+        timings=timings,
+        memory=memory,
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "tables.md", tables(content) + "\n")
     plot(folder, content)
-    write_json(folder / RESULTS_FILE, content)
-    show(tables(content))
+    text = tables(content)
+    run.write(content, text, "tables.md")
+    show(text)
     print(f"\nTables, plots and {RESULTS_FILE}: {folder.resolve()}")
     print(json.dumps(content, default=str))
     return folder
 
 
-def worker(task: str, section: Benchmark, threads: int, allocator: str) -> Any:
-    """Run `task` in a process of its own; gives its rows as they come. Raises a ValueError if it fails."""
+def worker(task: str, section: Benchmark, threads: int, allocator: str) -> Iterator[list[dict[str, Any]]]:
+    """Run `task` in a process of its own; gives the rows of a group as they come. Raises a ValueError if it fails."""
     environment = {**os.environ, **(TUNED if allocator == "tuned" else {})}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -235,8 +221,8 @@ def worker(task: str, section: Benchmark, threads: int, allocator: str) -> Any:
         process.stdin.write(json.dumps({"task": task, "threads": threads, "section": asdict(section)}))
         process.stdin.close()
         for line in process.stdout:
-            if line.startswith("{"):
-                yield json.loads(line)
+            if line.startswith('{"rows": '):
+                yield json.loads(line)["rows"]
         if process.wait():
             raise ValueError(f"the process that measures {task} ended with {process.returncode}; see above.")
     finally:
@@ -244,47 +230,49 @@ def worker(task: str, section: Benchmark, threads: int, allocator: str) -> Any:
 
 
 def work() -> None:
-    """The measuring process: a task on stdin, a row of JSON on stdout for each group."""
+    """The measuring process: a task on stdin; on stdout for each group a line of JSON with a row for each case."""
     task = json.loads(sys.stdin.read())
     section = Benchmark(**task["section"])
+    if task["threads"]:
+        torch.set_num_threads(task["threads"])
+    measure = {"time": time_group, "memory": memory_group}[task["task"]]
     for group in section.groups():
-        if task["task"] == "time":
-            if task["threads"]:
-                torch.set_num_threads(task["threads"])
-            row = time_group(section, group)
-        else:
-            row = {"cases": memory_group(section, group)}
-        print(json.dumps({**asdict(group), **row}), flush=True)
+        found = measure(section, group)
+        rows = [{**asdict(group), "encoder": encoder, "k": k, **row} for (encoder, k), row in found.items()]
+        print(json.dumps({"rows": rows}), flush=True)
 
 
-def time_group(section: Benchmark, group: Group) -> dict[str, Any]:
-    calls: dict[str, Callable[[], Any]] = {}
-    failed: dict[str, str] = {}
-    unfit: dict[str, float] = {}
-    for name, (encoder, shape) in section.cases(group).items():
+def time_group(section: Benchmark, group: Group) -> dict[Case, dict[str, Any]]:
+    """A summary of each case's samples, or {"failed": ..}; of ours with the difference from the plain path."""
+    calls: dict[Case, Callable[[], Any]] = {}
+    rows: dict[Case, dict[str, Any]] = {}
+    cases = section.cases(group)
+    for case, shape in cases.items():
+        rows[case] = {}
         try:
-            model, states, mask = build(encoder, shape, group, section)
-            if encoder == OURS:
-                unfit[name] = difference(model, states, mask, group)
-            calls[name] = step(model, states, mask, group)
+            model, states, mask = build(case[0], shape, group, section)
+            if case[0] == OURS:
+                value = difference(model, states, mask, group)
+                rows[case] = {"difference_from_plain": value, "fails_check": not value <= TOLERANCE[group.dtype]}
+            call = step(model, states, mask, group)
             for _ in range(2):  # a GPU's memory is in pieces after the first
-                calls[name]()
+                call()
+            calls[case] = call
         except (RuntimeError, ValueError, TypeError) as error:  # an alternative that cannot do this at all
-            failed[name] = " ".join(str(error).split())[:200]
-            calls.pop(name, None)
-            if encoder == OURS:
+            if case[0] == OURS:
                 raise
+            rows[case] = {"failed": short(error)}
     if group.mode == "inference" and group.fill == 1 and section.projection_sharing != "none":
-        for encoder, shape in section.cases(group).values():
-            if encoder == OURS:
-                calls[f"{FLOOR}, K = {shape.projected_length}"] = matmul_floor(shape, group, section.device)
-    measured = interleave(calls, section.samples)
-    return {
-        "cases": {name: samples.summary() for name, samples in measured.items()},
-        "failed": failed,
-        "difference_from_plain": unfit,
-        "fails_check": [name for name, value in unfit.items() if not value <= TOLERANCE[group.dtype]],
-    }
+        for (name, k), shape in cases.items():
+            if name == OURS:
+                calls[FLOOR, k] = matmul_floor(shape, group, section.device)
+    for case, samples in interleave(calls, section.samples).items():
+        rows[case] = {**samples.summary(), **rows.get(case, {})}
+    return rows
+
+
+def short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def build(
@@ -338,17 +326,15 @@ def difference(model: nn.Module, states: torch.Tensor, mask: torch.Tensor | None
     """
     assert isinstance(model, Embedded)
     outputs, target = [], torch.randn_like(states)
+    training = group.mode == "training"
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for name in {"p", "attention_dropout"} & vars(module).keys():
+            setattr(module, name, 0.0)
     for plain in (False, True):
         model.model.set_attn_implementation("eager" if plain else "sdpa")
         # With hidden states asked for, the model takes no shortcut.
         extra = {"output_hidden_states": True} if plain else {}
-        training = group.mode == "training"
-        rates = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
-        for dropout, _ in rates:
-            dropout.p = 0.0
-        attention: list[Any] = [module for module in model.modules() if hasattr(module, "attention_dropout")]
-        for layer in attention:
-            layer.attention_dropout = 0.0
         with torch.set_grad_enabled(training):
             with torch.autocast(states.device.type, torch.bfloat16, enabled=training and group.dtype == "bfloat16"):
                 output = model.model(inputs_embeds=states, attention_mask=mask, **extra).last_hidden_state
@@ -361,11 +347,6 @@ def difference(model: nn.Module, states: torch.Tensor, mask: torch.Tensor | None
                 # In one vector: some, as the key bias's, are nothing but rounding.
                 found.append(torch.cat([gradient.flatten() for gradient in used if gradient is not None]))
         outputs.append([tensor.detach().float() for tensor in found])
-        for dropout, rate in rates:
-            dropout.p = rate
-        for layer in attention:
-            layer.attention_dropout = group.dropout
-    model.model.set_attn_implementation("sdpa")
     return max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(*outputs, strict=True))
 
 
@@ -403,27 +384,27 @@ def matmul_floor(shape: Shape, group: Group, device: str) -> Callable[[], Any]:
     return call
 
 
-def memory_group(section: Benchmark, group: Group) -> dict[str, Any]:
-    """Name -> {"peak_bytes": .., "input_bytes": ..} or {"failed": ..}.
+def memory_group(section: Benchmark, group: Group) -> dict[Case, dict[str, Any]]:
+    """Case -> {"peak_bytes": .., "input_bytes": ..} or {"failed": ..}.
 
     On a CPU each case is measured in a forked process, for it may be ended; an accelerator has a counter of its own.
     """
     found = {}
-    for name, (encoder, shape) in section.cases(group).items():
+    for case, shape in section.cases(group).items():
+        given = (case[0], shape, group, section)
         if section.device == "cuda":
-            found[name] = memory_case(encoder, shape, group, section)
+            found[case] = memory_case(*given)
             torch.cuda.empty_cache()
             continue
         context: Any = multiprocessing.get_context("fork")
         receiver, sender = context.Pipe(duplex=False)
-        case = (encoder, shape, group, section)
-        process = context.Process(target=lambda pipe, *given: pipe.send(memory_case(*given)), args=(sender, *case))
+        process = context.Process(target=lambda pipe, *given: pipe.send(memory_case(*given)), args=(sender, *given))
         process.start()
         sender.close()
         try:
-            found[name] = receiver.recv()
+            found[case] = receiver.recv()
         except EOFError:
-            found[name] = {"failed": "the process was ended: out of memory?"}
+            found[case] = {"failed": "the process was ended: out of memory?"}
         process.join()
     return found
 
@@ -438,7 +419,7 @@ def memory_case(encoder: str, shape: Shape, group: Group, section: Benchmark) ->
         peak = peak_bytes(call, section.device)
         return {"peak_bytes": peak, "input_bytes": states.numel() * states.element_size()}
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-        return {"failed": " ".join(str(error).split())[:200]}
+        return {"failed": short(error)}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from ..configuration_linformer import LinformerConfig
@@ -72,18 +73,19 @@ def converted(shape: Shape) -> nn.Module:
     return linformer_hf(shape, **options, boundary_slots=True, length_correction=True)
 
 
-def roberta(shape: Shape, attention: str) -> nn.Module:
-    from transformers import RobertaConfig, RobertaModel
+def hugging_face(name: str, fields: dict[str, Any], **options: Any) -> nn.Module:
+    """A model of transformers with the configuration's fields; `options` are the model's."""
+    config = getattr(transformers, f"{name}Config")(**fields)
+    return Embedded(getattr(transformers, f"{name}Model")(config, **options))
 
-    config = RobertaConfig(**shape.bert_fields(), max_position_embeddings=shape.length + 2)
-    config._attn_implementation = attention
-    return Embedded(RobertaModel(config, add_pooling_layer=False))
+
+def roberta(shape: Shape, attention: str) -> nn.Module:
+    fields = {"max_position_embeddings": shape.length + 2, "attn_implementation": attention}
+    return hugging_face("Roberta", {**shape.bert_fields(), **fields}, add_pooling_layer=False)
 
 
 def modernbert(shape: Shape) -> nn.Module:
-    from transformers import ModernBertConfig, ModernBertModel
-
-    config = ModernBertConfig(
+    fields = dict(
         vocab_size=VOCABULARY,
         pad_token_id=0,
         bos_token_id=1,
@@ -95,36 +97,22 @@ def modernbert(shape: Shape) -> nn.Module:
         intermediate_size=shape.intermediate_size * 2 // 3,  # its feed-forward has three maps instead of two
         num_hidden_layers=shape.num_hidden_layers,
         max_position_embeddings=shape.length,
-        embedding_dropout=shape.dropout,
-        mlp_dropout=shape.dropout,
-        attention_dropout=shape.dropout,
+        **dict.fromkeys(("embedding_dropout", "mlp_dropout", "attention_dropout"), shape.dropout),
         reference_compile=False,
     )
-    return Embedded(ModernBertModel(config))
+    return hugging_face("ModernBert", fields)
 
 
 def longformer(shape: Shape) -> nn.Module:
-    from transformers import LongformerConfig, LongformerModel
-
-    config = LongformerConfig(
-        **shape.bert_fields(),
-        max_position_embeddings=shape.length + 2,
-        pad_token_id=1,
-        attention_window=[min(512, shape.length)] * shape.num_hidden_layers,
-    )
-    return Embedded(LongformerModel(config, add_pooling_layer=False))
+    fields: dict[str, Any] = {"max_position_embeddings": shape.length + 2, "pad_token_id": 1}
+    fields["attention_window"] = [min(512, shape.length)] * shape.num_hidden_layers
+    return hugging_face("Longformer", {**shape.bert_fields(), **fields}, add_pooling_layer=False)
 
 
 def nystromformer(shape: Shape) -> nn.Module:
-    from transformers import NystromformerConfig, NystromformerModel
-
-    config = NystromformerConfig(
-        **shape.bert_fields(),
-        max_position_embeddings=shape.length,
-        num_landmarks=64,
-        segment_means_seq_len=shape.length,
-    )
-    return Embedded(NystromformerModel(config))
+    n = shape.length
+    fields = {"max_position_embeddings": n, "segment_means_seq_len": n, "num_landmarks": 64}
+    return hugging_face("Nystromformer", {**shape.bert_fields(), **fields})
 
 
 def lucidrains(shape: Shape) -> nn.Module:

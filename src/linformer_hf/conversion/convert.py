@@ -24,7 +24,7 @@ from ..modeling_linformer import LinformerPreTrainedModel
 from ..utils import checksums
 from ..utils.environment import environment
 from ..utils.files import RESULTS_FILE, write_json
-from ..utils.reporting import show
+from ..utils.runs import show
 from . import fidelity
 from .calibrate import calibrate as calibrate_layers
 from .huggingface import read_source

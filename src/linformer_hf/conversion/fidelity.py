@@ -26,9 +26,10 @@ from ..modeling_linformer import (
     LinformerModel,
     LinformerPreTrainedModel,
 )
+from ..utils.figures import new_figure, save_figure
 from ..utils.files import write_json, write_text
 from ..utils.places import own_name
-from ..utils.reporting import markdown_table, save_figure
+from ..utils.reporting import markdown_table
 from .shorten import Windows, exact_twin
 from .sources import ConversionError, Source
 from .texts import cut
@@ -392,13 +393,8 @@ At {longest} tokens, by text and by layer:
 
 def plot(path: Path, content: Mapping[str, Any]) -> None:
     """Cosine against length, and both errors of every layer at the longest length."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     lengths = content["lengths"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = new_figure((11, 4.2), ncols=2)
     x = [int(length) for length in lengths]
     for key, label, style in (
         ("cosine", "cosine of the embedding", "o-"),

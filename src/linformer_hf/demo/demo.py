@@ -5,6 +5,7 @@ number with what needs no learning: token frequencies, the majority class, word 
 random weights.
 """
 
+import math
 import shutil
 import statistics
 import time
@@ -20,8 +21,10 @@ from ..data.task_sources import load_task
 from ..data.tasks import TaskData
 from ..training.finetune import finetune
 from ..training.pretrain import pretrain
+from ..utils.figures import new_figure, save_figure
 from ..utils.files import RESULTS_FILE, read_json, write_json, write_text
-from ..utils.reporting import loss_of, markdown_table, save_figure, show
+from ..utils.reporting import markdown_table
+from ..utils.runs import show
 
 
 SEEDS = (0, 1, 2)
@@ -206,19 +209,14 @@ in the folder that `{folder / "pretrained" / "results.json"}` names under `data`
 
 def plot(path: Path, content: dict[str, Any], pretrained: dict[str, Any]) -> None:
     """Pretraining's losses, and accuracy of every seed beside the baselines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = new_figure((11, 4.2), ncols=2)
     history, masked = pretrained["history"], content["pretraining"]
     for key, label, style in (("loss", "training (30 % masked)", "-"), ("eval_loss", "validation (15 % masked)", "o")):
         points = [(row["step"], row[key]) for row in history if key in row]
         left.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
     last = max(row["step"] for row in history)
     left.plot(last, masked["validation_loss"], "o", color="C1", markersize=4)
-    unigram = loss_of(masked["unigram_perplexity"])
+    unigram = math.log(masked["unigram_perplexity"])
     left.axhline(unigram, linestyle="--", linewidth=1, color="gray", label=f"unigram baseline ({unigram:.2f})")
     left.set(xlabel="optimizer step", ylabel="loss (nats)", title="Pretraining")
     left.legend()

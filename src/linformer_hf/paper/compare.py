@@ -7,27 +7,19 @@ of its seeds. Where several learning rates are given, each is tried with the fir
 seed and the one with the best accuracy on validation rows is used; the test rows have no part in the choice.
 """
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..benchmark.published import TABLE_2
+from ..benchmark.tables import table_2
 from ..data.metrics import test_metric
 from ..data.tasks import TaskData
 from ..recipe import Recipe, RecipeError, load_recipe
 from ..training.finetune import read_recipe as read_finetune
-from ..utils.files import RESULTS_FILE, write_json, write_text
-from ..utils.reporting import markdown_table, show
-from .grid import Cell, check_names, folder_name, run_all
-
-
-TABLE_FILE = "table.md"
-KEPT = (
-    *("metrics", "baselines", "data", "steps", "train_seconds", "wall_seconds", "peak_memory_mib", "threads"),
-    *("dtype", "versions", "revision", "device_name", "parameters"),
-)
+from ..utils.files import write_text
+from ..utils.runs import Run
+from .grid import KEPT, TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
 
 
 @dataclass
@@ -51,14 +43,9 @@ class Comparison:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("checkpoints", "recipes", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty: name at least one.")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"a seed is given twice: {', '.join(map(str, self.seeds))}.")
         if self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}.")
-        check_names(list(self.checkpoints))
+        check_grid(self, ("checkpoints", "recipes", "seeds"), list(self.checkpoints))
 
     @property
     def has_choice(self) -> bool:
@@ -70,7 +57,7 @@ SECTIONS = {"compare": Comparison}
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A comparison recipe and the fine-tuning recipes that it names, checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, SECTIONS)
+    recipe = load_recipe(path, overrides, sections=SECTIONS)
     section: Comparison = recipe.build("compare")
     tasks = [task_of(*item) for item in section.recipes.items()]
     if len(set(tasks)) < len(tasks):
@@ -84,14 +71,10 @@ def task_of(recipe: str, overrides: Sequence[str]) -> str:
 
 
 def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Run, or finish, the cells of a recipe and write table.md and results.json.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
+    """Run, or finish, the cells of a recipe, a YAML file with `section.key=value` applied over it.
 
     Returns:
-        The folder of the comparison.
+        The folder with table.md and results.json.
 
     Raises:
         RecipeError: an unknown key or a value of the wrong type, here or in a fine-tuning recipe.
@@ -99,28 +82,17 @@ def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """
     loaded = read_recipe(recipe_path, overrides)
     section: Comparison = loaded.build("compare")
-    folder = Path(section.output_dir)
+    run = Run("compare", loaded.raw, Path(section.output_dir))
     tasks: dict[str, dict[str, Any]] = {}
-    for recipe in section.recipes:
-        task = task_of(recipe, section.recipes[recipe])
-        tasks[task] = task_runs(section, recipe, folder / task)
+    failed: list[str] = []
+    for recipe, changes in section.recipes.items():
+        task = task_of(recipe, changes)
+        tasks[task] = task_runs(section, recipe, run.folder / task)
+        failed += failures({f"{task}, {name}": runs["seeds"] for name, runs in tasks[task].items()})
         # After every task: an interrupted comparison leaves what it has.
-        folder.mkdir(parents=True, exist_ok=True)
-        table = render(tasks, next(iter(section.checkpoints)))
-        write_text(folder / TABLE_FILE, table + "\n")
-    write_json(folder / RESULTS_FILE, {"verb": "compare", "recipe": loaded.raw, "tasks": tasks})
-    show(f"\n{table}\n")
-    print(f"Table and {RESULTS_FILE}: {folder.resolve()}")
-    failed = [
-        f"{task}, {name} (seed {seed})"
-        for task, checkpoints in tasks.items()
-        for name, runs in checkpoints.items()
-        for seed, run in runs["seeds"].items()
-        if "failed" in run
-    ]
-    if failed:
-        raise ValueError(f"{len(failed)} cells failed: {', '.join(failed)}. Run the same command to try them again.")
-    return folder
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_text(run.folder / TABLE_FILE, render(tasks) + "\n")
+    return finish(run, {"tasks": tasks}, render(tasks), "Table", failed)
 
 
 def make_cell(section: Comparison, recipe: str, folder: Path, name: str, seed: int, rate: float | None) -> Cell:
@@ -163,7 +135,7 @@ def task_runs(section: Comparison, recipe: str, folder: Path) -> dict[str, Any]:
     for place, done in run_all(cells, section.jobs, folder.name):
         name, seed = places[place]
         if done is not None:
-            seeds[name][str(seed)] = {key: done[key] for key in KEPT}
+            seeds[name][str(seed)] = {key: done[key] for key in (*KEPT, "baselines", "data")}
             rates[name] = done["recipe"]["training"].get("learning_rate")
     return {
         name: {
@@ -176,59 +148,22 @@ def task_runs(section: Comparison, recipe: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def accuracies(runs: dict[str, Any]) -> tuple[str, list[float]] | None:
-    """(name of the metric, its value on the test rows for every seed); None if a seed failed."""
-    cells = list(runs["seeds"].values())
-    if any("failed" in cell for cell in cells):
-        return None
-    name = test_metric(cells[0]["metrics"])
-    return name, [cell["metrics"][name] for cell in cells]
-
-
-def render(tasks: dict[str, dict[str, Any]], first: str) -> str:
+def render(tasks: dict[str, dict[str, Any]]) -> str:
     """Markdown: for each task a row for each checkpoint, accuracies as mean (lowest to highest) over the seeds."""
     blocks = []
+    columns = {"training, s": median_of("train_seconds")}
+    columns["peak memory of the process, MiB"] = median_of("peak_memory_mib")
+    over = ("points over", lambda mean, base: f"{100 * (mean - base):+.1f}")
     for task, checkpoints in tasks.items():
-        found = {name: accuracies(runs) for name, runs in checkpoints.items()}
-        done = [cell for runs in checkpoints.values() for cell in runs["seeds"].values() if "failed" not in cell]
+        runs = {name: found["seeds"] for name, found in checkpoints.items()}
+        done = [run for seeds in runs.values() for run in seeds.values() if "failed" not in run]
         if not done:
             blocks.append(f"**{task}**: every run failed.")
             continue
         metric = test_metric(done[0]["metrics"])
-        reference = found[first]
-        rows: list[list[Any]] = []
-        for name, runs in checkpoints.items():
-            own, cells = found[name], list(runs["seeds"].values())
-            if own is None:
-                failed = ", ".join(seed for seed, cell in runs["seeds"].items() if "failed" in cell)
-                rows.append([name, f"failed (seed {failed})", "", "", ""])
-                continue
-            mean = statistics.mean(own[1])
-            over = "" if reference is None or name == first else f"{100 * (mean - statistics.mean(reference[1])):+.1f}"
-            rows.append(
-                [
-                    name,
-                    f"{mean:.4f} ({min(own[1]):.4f} to {max(own[1]):.4f})",
-                    over,
-                    statistics.median(cell["train_seconds"] for cell in cells),
-                    statistics.median(cell["peak_memory_mib"] for cell in cells),
-                ]
-            )
-        count = len(checkpoints[first]["seeds"])
-        header = ["", f"{metric.removeprefix('test_')}, mean ({count} seeds)", f"points over {first}"]
-        header += ["training, s", "peak memory of the process, MiB"]
+        shown = table(runs, metric, metric.removeprefix("test_"), 4, over, columns)
         baselines = "; ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in done[0]["baselines"].items())
-        rows_tested = done[0]["metrics"]["test_rows"]
-        title = f"{task}: {rows_tested:,} test rows, {done[0]['steps']:,} steps, {done[0]['dtype']}"
-        blocks.append(f"**{title}**\n\n{markdown_table(header, rows)}\n\nBaselines: {baselines}.")
-    return "\n\n".join(blocks + paper_rows(list(tasks)))
-
-
-def paper_rows(tasks: Sequence[str]) -> list[str]:
-    """The paper's Table 2 for those of the tasks that it has: no block if it has none of them."""
-    known = [task for task in tasks if any(task in row for row in TABLE_2.values())]
-    if not known:
-        return []
-    rows = [[n, model, *(row[task] for task in known)] for (n, model), row in TABLE_2.items()]
-    table = markdown_table(["N", "model", *known], rows)
-    return [f"**The paper's Table 2** (base size, pretrained on BookCorpus and Wikipedia)\n\n{table}"]
+        rows = done[0]["metrics"]["test_rows"]
+        title = f"{task}: {rows:,} test rows, {done[0]['steps']:,} steps, {done[0]['dtype']}"
+        blocks.append(f"**{title}**\n\n{shown}\n\nBaselines: {baselines}.")
+    return "\n\n".join([*blocks, *table_2(list(tasks))])

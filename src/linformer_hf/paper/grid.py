@@ -7,9 +7,10 @@ import os
 import re
 import runpy
 import shutil
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,21 @@ from tqdm.auto import tqdm
 from ..recipe import Recipe
 from ..utils.files import RECIPE_FILE, RESULTS_FILE, read_json, record
 from ..utils.processes import PARENT, Children, sigterm_raises
+from ..utils.reporting import markdown_table
+from ..utils.runs import Run
 
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = "linformer_hf"
+TABLE_FILE = "table.md"
+# Of a run's results.json, in the table's.
+KEPT = (
+    *("metrics", "steps", "train_seconds", "wall_seconds", "peak_memory_mib", "parameters"),
+    *("threads", "dtype", "versions", "revision", "device_name"),
+)
+Seeds = Mapping[str, Mapping[str, Any]]  # seed -> its run, or {"failed": True}
+Column = Callable[[list[Mapping[str, Any]]], Any]  # of a table, made of the runs of all seeds
 
 
 class Forked:
@@ -35,7 +46,8 @@ class Forked:
 
     def __init__(self, arguments: Sequence[str], log: Path, threads: int):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([f"{PACKAGE}.{verb}" for verb in ("cli", "finetune", "pretrain")])
+        modules = ("cli", "training.finetune", "training.pretrain")
+        context.set_forkserver_preload([f"{PACKAGE}.{name}" for name in modules])
         self.process = context.Process(target=_main, args=(arguments, log, threads, os.getpid()))
         self.process.start()
 
@@ -200,3 +212,77 @@ def check_names(names: Sequence[str]) -> None:
     folders = {folder_name(name) for name in names}
     if len(folders) < len(names) or "" in folders:
         raise ValueError(f"the names {', '.join(names)} must differ in their letters and digits.")
+
+
+def check_grid(section: Any, needed: Sequence[str], names: Sequence[str]) -> None:
+    """Raise a ValueError unless a section has all that is needed, every seed once, and names for folders."""
+    for name in needed:
+        if not getattr(section, name):
+            raise ValueError(f"{name} is empty: name at least one.")
+    if len(set(section.seeds)) < len(section.seeds):
+        raise ValueError(f"a seed is given twice: {', '.join(map(str, section.seeds))}.")
+    check_names(names)
+
+
+def measured(seeds: Seeds, metric: str) -> list[float] | None:
+    """A metric of every seed; None if a run failed: no mean is taken around it."""
+    if any("failed" in run for run in seeds.values()):
+        return None
+    return [run["metrics"][metric] for run in seeds.values()]
+
+
+def missing(seeds: Seeds) -> str:
+    """Which seeds failed or are still to come."""
+    words = []
+    for what, waiting in (("failed", False), ("not run yet", True)):
+        found = [seed for seed, run in seeds.items() if "failed" in run and ("unfinished" in run) == waiting]
+        words += [f"{what} (seed {', '.join(found)})"] if found else []
+    return "; ".join(words)
+
+
+def median_of(key: str) -> Column:
+    return lambda runs: statistics.median(run[key] for run in runs)
+
+
+def table(
+    runs: Mapping[str, Seeds],
+    metric: str,
+    head: str,
+    digits: int,
+    over: tuple[str, Callable[[float, float], str]],
+    columns: Mapping[str, Column],
+) -> str:
+    """Markdown: for each name its metric as mean (lowest to highest) over the seeds, that over the first name's, more.
+
+    Args:
+        head: of the metric's column.
+        over: head of the next one; what stands there for a mean and the first name's.
+        columns: head -> what stands there for the runs of all seeds.
+    """
+    first = next(iter(runs))
+    reference = measured(runs[first], metric)
+    rows: list[list[Any]] = []
+    for name, seeds in runs.items():
+        found = measured(seeds, metric)
+        if not found:
+            rows.append([name, missing(seeds), *[""] * (1 + len(columns))])
+            continue
+        mean = statistics.mean(found)
+        rows.append([name, f"{mean:.{digits}f} ({min(found):.{digits}f} to {max(found):.{digits}f})"])
+        rows[-1].append(over[1](mean, statistics.mean(reference)) if reference and name != first else "")
+        rows[-1] += [column(list(seeds.values())) for column in columns.values()]
+    heads = [f"{head}, mean ({len(runs[first])} seeds)", f"{over[0]} {first}"]
+    return markdown_table(["", *heads, *columns], rows)
+
+
+def failures(runs: Mapping[str, Seeds]) -> list[str]:
+    return [f"{name} (seed {seed})" for name, seeds in runs.items() for seed, run in seeds.items() if "failed" in run]
+
+
+def finish(run: Run, found: Mapping[str, Any], table: str, what: str, failed: Sequence[str]) -> Path:
+    """Write and show what there is; then raise a ValueError if cells have failed."""
+    run.write({"verb": run.verb, "recipe": run.recipe, **found}, table, TABLE_FILE)
+    run.tell(table, what)
+    if failed:
+        raise ValueError(f"{len(failed)} cells failed: {', '.join(failed)}. Run the same command to try them again.")
+    return run.folder

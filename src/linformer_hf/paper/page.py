@@ -9,21 +9,22 @@ import html
 import itertools
 import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from markdown_it import MarkdownIt
 
 from ..utils.files import RESULTS_FILE, write_json, write_text
 from ..utils.reporting import markdown_table
-from .claims import CLAIMS, SPECTRUM, SPEED, SWEEP, TASKS, THEOREMS
-from .verdicts import LEARNED, SETTLED, Evidence
+from .claims import CLAIMS, SPECTRUM, SPEED, STEPS, SWEEP, TASKS, THEOREMS
+from .verdicts import FAILS, HOLDS, LEARNED, SETTLED, UNSEEN, Evidence
 
 
 HEADINGS = {"spectrum": SPECTRUM, "theory": THEOREMS, "sweep": SWEEP, "compare": TASKS, "benchmark": SPEED}
 TABLES = ("spectrum.md", "theory.md", "table.md", "tables.md")
-STEPS = "Sequential steps"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
@@ -33,15 +34,22 @@ th { background: #f3f3f3; } img { max-width: 100%; } code { background: #f3f3f3;
 """
 
 
-class Part(Protocol):
-    """What the page needs of a step (reproduce.Step)."""
+@dataclass
+class Step:
+    """A recipe of a verb, and what came of it.
+
+    Attributes:
+        folder: where its results lie.
+        status: run, reused, or failed: and why.
+        content: its results.json; of a sweep or comparison that failed, with the cells that did not.
+    """
 
     verb: str
     recipe: str
     folder: Path
-    status: str
-    content: dict[str, Any] | None
-    seconds: float
+    status: str = ""
+    content: dict[str, Any] | None = None
+    seconds: float = 0.0
 
 
 def slug(heading: str) -> str:
@@ -53,23 +61,24 @@ def judged(evidence: Evidence) -> list[dict[str, str]]:
     """Every claim with what was found."""
     rows = []
     for claim in CLAIMS:
-        found = claim.judge(evidence)
         words = {"claim": claim.words, "place": claim.place, "rule": claim.rule, "section": claim.section}
-        rows.append({**words, "measured": found.measured, "basis": found.basis, "verdict": found.verdict})
+        rows.append({**words, **asdict(claim.judge(evidence))})
     return rows
 
 
 def claims_table(claims: Sequence[dict[str, str]]) -> str:
-    rows = []
-    for claim in claims:
-        link = f"[{claim['section']}](#{slug(claim['section'])})"
-        rows.append(
-            [claim["claim"], claim["place"], claim["measured"], claim["basis"], f"**{claim['verdict']}**", link]
-        )
+    rows = [
+        [*map(claim.get, ("claim", "place", "measured", "basis")), f"**{claim['verdict']}**", link(claim["section"])]
+        for claim in claims
+    ]
     return markdown_table(["claim", "place", "measured here", "on", "verdict", "evidence"], rows)
 
 
-def write_report(folder: Path, page: dict[str, Any], parts: Sequence[Part], evidence: Evidence) -> str:
+def link(heading: str) -> str:
+    return f"[{heading}](#{slug(heading)})"
+
+
+def write_report(folder: Path, page: dict[str, Any], parts: Sequence[Step], evidence: Evidence) -> str:
     """README.md, report.html, figures/, evidence/ and, last, results.json; the table of claims is returned.
 
     Written to a folder beside `folder`, which then takes the place of an earlier report.
@@ -99,13 +108,11 @@ def write_report(folder: Path, page: dict[str, Any], parts: Sequence[Part], evid
 
 
 def markdown(
-    page: dict[str, Any], parts: Sequence[Part], claims: Sequence[dict[str, str]], table: str, folder: Path
+    page: dict[str, Any], parts: Sequence[Step], claims: Sequence[dict[str, str]], table: str, folder: Path
 ) -> str:
     """The page; what it shows is copied to `folder`."""
     versions = page["versions"]
-    counts = {
-        verdict: sum(c["verdict"] == verdict for c in claims) for verdict in dict.fromkeys(c["verdict"] for c in claims)
-    }
+    counts = Counter(claim["verdict"] for claim in claims)
     blocks = [
         f"# The paper, measured: {page['scale']}",
         "Linformer: Self-Attention with Linear Complexity (Wang et al. 2020, arXiv 2006.04768), claim by claim: "
@@ -116,8 +123,8 @@ def markdown(
         f"`linformer-hf reproduce --scale {page['scale']}`.",
         "## Claims",
         table,
-        "The verdicts are computed from the results by these rules (`src/linformer_hf/claims.py`). Where seeds are "
-        "compared, each is compared with the reference of the same seed; a claim **holds** if every seed is within "
+        "The verdicts are computed from the results by these rules (`src/linformer_hf/paper/claims.py`). Where seeds "
+        "are compared, each is compared with the reference of the same seed; a claim **holds** if every seed is within "
         "the limit, it **does not hold** if every seed is beyond it in some comparison, and otherwise it **cannot be "
         "seen at this scale**: so also where nothing was measured, where a run failed, where the reference's "
         f"perplexity is less than {LEARNED:g} times below that of token frequencies, or where a perplexity still fell "
@@ -140,7 +147,7 @@ def markdown(
     return "\n\n".join(blocks) + "\n"
 
 
-def shown(part: Part, folder: Path) -> list[str]:
+def shown(part: Step, folder: Path) -> list[str]:
     """A step's table and figures, copied into the report."""
     name = f"{part.verb}-{Path(part.recipe).stem}"
     blocks = [f"### {part.recipe}"]
@@ -171,7 +178,7 @@ def as_html(text: str, folder: Path, title: str) -> str:
                 picture = (folder / str(child.attrs["src"])).read_bytes()
                 child.attrSet("src", f"data:image/png;base64,{base64.b64encode(picture).decode()}")
     body = parser.renderer.render(tokens, parser.options, {})
-    for verdict, kind in (("holds", "holds"), ("does not hold", "fails"), ("cannot be seen at this scale", "unseen")):
+    for verdict, kind in ((HOLDS, "holds"), (FAILS, "fails"), (UNSEEN, "unseen")):
         body = body.replace(
             f"<td><strong>{verdict}</strong></td>", f'<td class="{kind}"><strong>{verdict}</strong></td>'
         )

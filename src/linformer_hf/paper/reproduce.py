@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel
@@ -21,12 +20,11 @@ from ..configuration_linformer import LinformerConfig
 from ..conversion.convert import convert
 from ..modeling_linformer import LinformerModel
 from ..recipe import Recipe, RecipeError, load_recipe
-from ..utils.environment import environment
 from ..utils.files import RESULTS_FILE, read_json, record
-from ..utils.reporting import show
+from ..utils.runs import Run
 from ..utils.timing import longest_chain
 from . import compare, spectrum, sweep, theory
-from .page import write_report
+from .page import Step, write_report
 from .verdicts import Evidence
 
 
@@ -80,27 +78,9 @@ class Reproduction:
 SECTIONS = {"reproduce": Reproduction}
 
 
-@dataclass
-class Step:
-    """A recipe of a verb, and what came of it.
-
-    Attributes:
-        folder: where its results lie.
-        status: run, reused, or failed: and why.
-        content: its results.json; of a sweep or comparison that failed, with the cells that did not.
-    """
-
-    verb: str
-    recipe: str
-    folder: Path
-    status: str = ""
-    content: dict[str, Any] | None = None
-    seconds: float = 0.0
-
-
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A reproduction recipe and the recipes that it names, checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, SECTIONS)
+    recipe = load_recipe(path, overrides, sections=SECTIONS)
     steps(recipe.build("reproduce"))
     return recipe
 
@@ -131,12 +111,12 @@ def reproduce(scale: str, overrides: Sequence[str] = (), run: bool = True) -> Pa
         RecipeError: no such recipe here, an unknown key or a value of the wrong type.
         ValueError: `run` is False and there are no results; or, after the report is written, a step has failed.
     """
-    started = time.time()
     path = FOLDER / f"{scale}.yaml"
     if not path.exists():
         raise RecipeError(f"{path} is not here: go to the folder of the repository first, where configs/ lies.")
     recipe = read_recipe(path, overrides)
     section: Reproduction = recipe.build("reproduce")
+    began = Run("reproduce", recipe.raw, Path(section.output_dir))
     done = steps(section)
     if run:
         problems = conversions(section.convert)
@@ -153,22 +133,13 @@ def reproduce(scale: str, overrides: Sequence[str] = (), run: bool = True) -> Pa
     for step in done:
         if step.content:
             evidence.setdefault(step.verb, []).append(step.content)
-    folder = Path(section.output_dir)
-    page = {
-        "verb": "reproduce",
-        "scale": scale,
-        "recipe": recipe.raw,
-        **environment(0, torch.device("cpu"), "see each part"),
-        "depth": evidence["depth"][0],
-        "wall_seconds": time.time() - started,
-    }
-    table = write_report(folder, page, done, evidence)
-    show(f"\n{table}\n")
-    print(f"Report, figures and {RESULTS_FILE}: {(folder / 'report.html').resolve()}")
+    page = began.content(0, "cpu", "see each part", scale=scale, depth=evidence["depth"][0])
+    table = write_report(began.folder, page, done, evidence)
+    began.tell(table, "Report, figures", "report.html")
     problems += [f"{step.verb} {step.recipe}: {step.status}" for step in done if step.status.startswith("failed")]
     if problems:
         raise ValueError(f"{len(problems)} steps failed, and the report says so: {'; '.join(problems)}")
-    return folder
+    return began.folder
 
 
 def conversions(wanted: Sequence[Conversion]) -> list[str]:

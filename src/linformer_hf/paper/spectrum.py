@@ -13,9 +13,9 @@ larger; but P_K is made for P, not for P V, so this is no bound. The K recommend
 of `step` at which the mean of this error over heads and texts is at most `tolerance`.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,17 @@ from ..conversion.huggingface import read_source
 from ..conversion.shorten import exact_twin
 from ..conversion.texts import text_rows
 from ..modeling_linformer import LinformerModel
-from ..recipe import Recipe, load_recipe
+from ..recipe import load_recipe
 from ..training.run import open_run
-from ..utils.environment import environment
-from ..utils.files import RESULTS_FILE, write_json, write_text
+from ..utils.figures import new_figure, save_figure, shades
 from ..utils.places import own_name
-from ..utils.reporting import markdown_table, save_figure, show
+from ..utils.reporting import markdown_table
 from ..utils.timing import watched
 
 
 CURVES_FILE, HEAT_FILE, ERROR_FILE = "curves.png", "heads.png", "output-error.png"
+SIZE = (6.4, 4.4)
+DASHED: dict[str, Any] = {"color": "gray", "linestyle": "--", "linewidth": 1}
 
 
 @dataclass
@@ -120,19 +121,11 @@ class Statistics:
         return {name: getattr(self, name) / self.count for name in ("curve", "error", "ranks")}
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A spectrum recipe, checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, SECTIONS)
-    recipe.build("spectrum")
-    return recipe
+read_recipe = partial(load_recipe, sections=SECTIONS, built=("spectrum",))
 
 
 def spectrum(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Measure as the recipe says.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
+    """Measure as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Returns:
         The folder with results.json, spectrum.md and three plots.
@@ -141,10 +134,9 @@ def spectrum(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         RecipeError: an unknown key or a value of the wrong type.
         ValueError: the model has no attention maps of N x N tokens, or the text is shorter than N.
     """
-    started = time.time()
     recipe = read_recipe(recipe_path, overrides)
     section: Spectrum = recipe.build("spectrum")
-    folder = open_run(section.output_dir, recipe.raw, False)
+    run = open_run("spectrum", section.output_dir, recipe.raw)
     source = read_source(section.model, section.revision)
     assert source.tokenizer is not None
     length = section.length or source.length
@@ -156,27 +148,16 @@ def spectrum(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     texts = text_rows(section.corpus, source.tokenizer, length, section.rows, 1, section.seed)
     model = exact_twin(source, source.length, "repeat").base_model.eval()
     found = measure(model, texts.calibration, index, section.masses)
-    content = {
-        "verb": "spectrum",
-        "recipe": recipe.raw,
-        **environment(section.seed, torch.device("cpu"), "float32"),
-        "texts": len(texts.calibration),
-        "length": length,
-        "index": index,
-        **summary(found, section, length),
-        "wall_seconds": time.time() - started,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"texts": len(texts.calibration), "length": length, "index": index}
+    content = run.content(section.seed, "cpu", "float32", **facts, **summary(found, section, length))
+    run.folder.mkdir(parents=True, exist_ok=True)
     means = found.means()
-    plot_curves(folder / CURVES_FILE, means["curve"], index)
-    plot_heads(folder / HEAT_FILE, means["curve"][..., index - 1], index)
-    plot_error(folder / ERROR_FILE, means["error"], section.tolerance)
+    plot_curves(run.folder / CURVES_FILE, means["curve"], index)
+    plot_heads(run.folder / HEAT_FILE, means["curve"][..., index - 1], index)
+    plot_error(run.folder / ERROR_FILE, means["error"], section.tolerance)
     text = markdown(content)
-    write_text(folder / "spectrum.md", text + "\n")
-    write_json(folder / RESULTS_FILE, content)
-    show(f"\n{text}\n")
-    print(f"Spectrum, plots and {RESULTS_FILE}: {folder.resolve()}")
-    return folder
+    run.write(content, text, "spectrum.md")
+    return run.tell(text, "Spectrum, plots")
 
 
 @torch.no_grad()
@@ -248,54 +229,40 @@ def markdown(content: dict[str, Any]) -> str:
     )
 
 
-def _axes(width: float = 6.4) -> tuple[Any, Any]:
-    import matplotlib
+def plot_curves(path: Path, curves: torch.Tensor, index: int) -> None:
+    """The paper's Figure 1, left: cumulative singular values [L, H, N], the mean over heads for each layer."""
+    figure, axes = new_figure(SIZE)
+    draw_layers(axes, curves.mean(1), 1)
+    axes.set(xlabel="k", ylabel="normalised cumulative singular value")
+    axes.set_title(f"Spectrum of the attention maps (dashed: k = {index})")
+    axes.axvline(index, **DASHED)
+    save_figure(figure, path)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    return plt.subplots(figsize=(width, 4.4), layout="constrained")
+def plot_error(path: Path, error: torch.Tensor, tolerance: float) -> None:
+    """The error of the output [L, H, N + 1] from K = 0 on, the mean over heads for each layer."""
+    figure, axes = new_figure(SIZE)
+    draw_layers(axes, error.mean(1), 0)
+    axes.set(xlabel="k", ylabel="relative error of the attention output")
+    axes.set_title(f"Error of the best approximation of rank k (dashed: {tolerance:.0%})")
+    axes.axhline(tolerance, **DASHED)
+    save_figure(figure, path)
 
 
 def draw_layers(axes: Any, curves: torch.Tensor, start: int) -> None:
     """A curve [n] over 'start' ... for each layer [L, n], dark to bright."""
-    from matplotlib import colormaps
-
-    for number, layer in enumerate(curves):
-        colour = colormaps["viridis"](number / max(1, len(curves) - 1) * 0.9)
+    for number, (layer, colour) in enumerate(zip(curves, shades(len(curves), 0.9), strict=True)):
         axes.plot(range(start, start + len(layer)), layer.numpy(), color=colour, label=f"layer {number}")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=1 + len(curves) // 9)
 
 
-def _by_layer(path: Path, curves: torch.Tensor, start: int, label: str, title: str, line: tuple[str, Any]) -> None:
-    """Curves [L, H, n] over 'start' ...: the mean over heads for each layer."""
-    figure, axes = _axes()
-    draw_layers(axes, curves.mean(1), start)
-    axes.set(xlabel="k", ylabel=label, title=title)
-    kind, place = line
-    (axes.axvline if kind == "x" else axes.axhline)(place, color="gray", linestyle="--", linewidth=1)
-    save_figure(figure, path)
-
-
-def plot_curves(path: Path, curves: torch.Tensor, index: int) -> None:
-    """The paper's Figure 1, left: cumulative singular values, mean over heads and texts."""
-    title = f"Spectrum of the attention maps (dashed: k = {index})"
-    _by_layer(path, curves, 1, "normalised cumulative singular value", title, ("x", index))
-
-
-def plot_error(path: Path, error: torch.Tensor, tolerance: float) -> None:
-    title = f"Error of the best approximation of rank k (dashed: {tolerance:.0%})"
-    _by_layer(path, error, 0, "relative error of the attention output", title, ("y", tolerance))
-
-
 def plot_heads(path: Path, at: torch.Tensor, index: int) -> None:
     """The paper's Figure 1, right: layer x head, the cumulative value at the index."""
-    figure, axes = _axes(7)
-    image = axes.imshow(
-        at.numpy(), cmap="viridis", vmin=min(0.5, float(at.min())), vmax=1, aspect="auto", origin="lower"
-    )
+    figure, axes = new_figure((7, 4.4))
+    lowest = min(0.5, float(at.min()))
+    image = axes.imshow(at.numpy(), cmap="viridis", vmin=lowest, vmax=1, aspect="auto", origin="lower")
     axes.set(xlabel="head", ylabel="layer", title=f"Normalised cumulative singular value at {index}")
     axes.set_xticks(range(at.shape[1]))
     axes.set_yticks(range(at.shape[0]))

@@ -17,9 +17,10 @@ from typing import Any
 
 from ..recipe import Recipe, RecipeError, load_recipe
 from ..training.pretrain import read_recipe as read_pretrain
-from ..utils.files import RESULTS_FILE, write_json, write_text
-from ..utils.reporting import markdown_table, save_figure, show
-from .grid import Cell, check_names, folder_name, run_all
+from ..utils.figures import new_figure, save_figure, shades
+from ..utils.files import write_text
+from ..utils.runs import Run
+from .grid import KEPT, TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
 
 
 START = "start"
@@ -29,12 +30,8 @@ FULL_ATTENTION = (
     "model.projection_sharing=null",
     "model.projection_init=null",
 )
-TABLE_FILE, STEPS_FILE, SECONDS_FILE = "table.md", "perplexity-steps.png", "perplexity-seconds.png"
+STEPS_FILE, SECONDS_FILE = "perplexity-steps.png", "perplexity-seconds.png"
 MARKERS = "osv^DPX*<>pdh"  # so that curves can be told apart without their colours
-KEPT = (
-    *("metrics", "steps", "train_seconds", "wall_seconds", "trained_tokens", "tokens_per_second", "parameters"),
-    *("peak_memory_mib", "threads", "dtype", "versions", "revision", "device_name"),
-)
 MODEL = ("max_position_embeddings", "projected_length", "projection_type", "projection_sharing")
 
 
@@ -65,14 +62,9 @@ class Sweep:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("cells", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty: name at least one.")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"a seed is given twice: {', '.join(map(str, self.seeds))}.")
         if min(self.jobs, self.processes) < 1:
             raise ValueError(f"jobs and processes must be at least 1, got {self.jobs} and {self.processes}.")
-        check_names([*self.cells, START] if self.start else list(self.cells))
+        check_grid(self, ("cells", "seeds"), [*self.cells, START] if self.start else [*self.cells])
 
     def cell(self, name: str, seed: int) -> Cell:
         folder = Path(self.output_dir) / folder_name(name) / f"seed-{seed}"
@@ -95,7 +87,7 @@ SECTIONS = {"sweep": Sweep}
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A sweep recipe and each of its cells' pretraining recipes, checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, SECTIONS)
+    recipe = load_recipe(path, overrides, sections=SECTIONS)
     section: Sweep = recipe.build("sweep")
     for changes in section.cells.values():
         values = read_pretrain(section.recipe, [*section.overrides, *changes]).values("model")
@@ -107,14 +99,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Run, or finish, the cells of a recipe; write table.md, two plots and results.json.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
+    """Run, or finish, the cells of a recipe, a YAML file with `section.key=value` applied over it.
 
     Returns:
-        The folder of the sweep.
+        The folder with table.md, two plots and results.json.
 
     Raises:
         RecipeError: an unknown key or a value of the wrong type, here or in a cell.
@@ -122,29 +110,21 @@ def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """
     recipe = read_recipe(recipe_path, overrides)
     section: Sweep = recipe.build("sweep")
-    folder = Path(section.output_dir)
-    runs: dict[str, dict[str, Any]] = {
+    run = Run("sweep", recipe.raw, Path(section.output_dir))
+    cells: dict[str, dict[str, Any]] = {
         name: {str(seed): {"failed": True, "unfinished": True} for seed in section.seeds} for name in section.cells
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
     begin(section)
     # Seed by seed: an interrupted sweep has a table of all cells soon.
     places = [(name, seed) for seed in section.seeds for name in section.cells]
     for place, done in run_all([section.cell(*cell) for cell in places], section.jobs, "pretraining cells"):
         name, seed = places[place]
-        found = {**runs[name], str(seed): {"failed": True} if done is None else kept(done)}
-        runs[name] = {one: found[one] for one in map(str, section.seeds) if one in found}  # whichever ends first
-        write_text(folder / TABLE_FILE, render(runs) + "\n")
-    table = render(runs)
-    plot(folder / STEPS_FILE, runs, "step", "optimizer steps")
-    plot(folder / SECONDS_FILE, runs, "seconds", "training time, s (evaluation included)")
-    write_json(folder / RESULTS_FILE, {"verb": "sweep", "recipe": recipe.raw, "cells": runs})
-    show(f"\n{table}\n")
-    print(f"Table, plots and {RESULTS_FILE}: {folder.resolve()}")
-    failed = [f"{name} (seed {seed})" for name, seeds in runs.items() for seed in seeds if "failed" in seeds[seed]]
-    if failed:
-        raise ValueError(f"{len(failed)} cells failed: {', '.join(failed)}. Run the same command to try them again.")
-    return folder
+        cells[name][str(seed)] = {"failed": True} if done is None else kept(done)
+        write_text(run.folder / TABLE_FILE, render(cells) + "\n")
+    plot(run.folder / STEPS_FILE, cells, "step", "optimizer steps")
+    plot(run.folder / SECONDS_FILE, cells, "seconds", "training time, s (evaluation included)")
+    return finish(run, {"cells": cells}, render(cells), "Table, plots", failures(cells))
 
 
 def begin(section: Sweep) -> None:
@@ -166,74 +146,41 @@ def kept(content: dict[str, Any]) -> dict[str, Any]:
         if "eval_loss" in row
     ]
     model = {key: value for key, value in content["recipe"]["model"].items() if key in MODEL}
-    return {**{key: content[key] for key in KEPT if key in content}, "model": model, "curve": curve}
-
-
-def perplexities(seeds: dict[str, Any]) -> list[float] | None:
-    """Of every seed; None if one of them failed."""
-    if any("failed" in run for run in seeds.values()):
-        return None
-    return [run["metrics"]["validation_perplexity"] for run in seeds.values()]
+    wanted = (*KEPT, "trained_tokens", "tokens_per_second")
+    return {**{key: content[key] for key in wanted if key in content}, "model": model, "curve": curve}
 
 
 def render(runs: dict[str, dict[str, Any]]) -> str:
     """Markdown: a row for each cell, over its seeds."""
-    first = next(iter(runs))
-    reference = perplexities(runs[first])
-    base = statistics.mean(reference) if reference else None
-    rows = []
-    for name, seeds in runs.items():
-        found = perplexities(seeds)
-        if found is None:
-            rows.append([name, missing(seeds), *[""] * 5])
-            continue
-        mean, cells = statistics.mean(found), list(seeds.values())
-        over = "" if base is None or name == first else f"{100 * (mean / base - 1):+.1f} %"
-        ratio = statistics.mean(run["metrics"]["perplexity_ratio"] for run in cells)
-        outside = statistics.median(1 - run["train_seconds"] / run["wall_seconds"] for run in cells)
-        rows.append(
-            [
-                name,
-                f"{mean:.2f} ({min(found):.2f} to {max(found):.2f})",
-                over,
-                f"{ratio:.2f}",
-                statistics.median(run["train_seconds"] for run in cells),
-                statistics.median(run["tokens_per_second"] for run in cells),
-                f"{outside:.1%}",
-            ]
-        )
-    count = len(runs[first])
-    header = ["", f"validation perplexity, mean ({count} seeds)", f"over {first}", "unigram perplexity / it"]
-    header += ["training, s", "tokens/s", "time outside training"]
-    return markdown_table(header, rows)
 
+    def ratio(runs: list[Any]) -> str:
+        return f"{statistics.mean(run['metrics']['perplexity_ratio'] for run in runs):.2f}"
 
-def missing(seeds: dict[str, Any]) -> str:
-    """Which seeds failed or are still to come."""
-    failed = [seed for seed, run in seeds.items() if "failed" in run and "unfinished" not in run]
-    waiting = [seed for seed, run in seeds.items() if "unfinished" in run]
-    words = [f"failed (seed {', '.join(failed)})"] if failed else []
-    return "; ".join([*words, *([f"not run yet (seed {', '.join(waiting)})"] if waiting else [])])
+    def outside(runs: list[Any]) -> str:
+        return f"{statistics.median(1 - run['train_seconds'] / run['wall_seconds'] for run in runs):.1%}"
+
+    columns = {
+        "unigram perplexity / it": ratio,
+        "training, s": median_of("train_seconds"),
+        "tokens/s": median_of("tokens_per_second"),
+        "time outside training": outside,
+    }
+    over = ("over", lambda mean, base: f"{100 * (mean / base - 1):+.1f} %")
+    return table(runs, "validation_perplexity", "validation perplexity", 2, over, columns)
 
 
 def plot(path: Path, runs: dict[str, dict[str, Any]], x: str, label: str) -> None:
     """Validation perplexity against `x`: the mean over seeds as a line, lowest to highest as a band."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import colormaps
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
-    for i, (name, seeds) in enumerate(runs.items()):
+    figure, axes = new_figure((9.5, 4.8))
+    for i, (shade, (name, seeds)) in enumerate(zip(shades(len(runs)), runs.items(), strict=True)):
         curves = [run["curve"] for run in seeds.values() if "failed" not in run]
         if len(curves) < len(seeds):
             continue
         points = list(zip(*curves, strict=False))
         places = [statistics.mean(row[x] for row in point) for point in points]
         values = [[row["perplexity"] for row in point] for point in points]
-        colour = "black" if i == 0 else colormaps["viridis"](i / max(1, len(runs) - 1) * 0.95)
-        means, marker = [statistics.mean(v) for v in values], MARKERS[i % len(MARKERS)]
+        colour, marker = "black" if i == 0 else shade, MARKERS[i % len(MARKERS)]
+        means = [statistics.mean(v) for v in values]
         axes.plot(places, means, color=colour, marker=marker, markersize=5, label=name)
         axes.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15)
     axes.set(xlabel=label, ylabel="validation perplexity", yscale="log")

@@ -16,9 +16,9 @@ construction does, the theorem says nothing about a useful choice of K, E or F.
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,16 @@ from ..conversion.huggingface import read_source
 from ..conversion.shorten import exact_twin
 from ..conversion.texts import text_rows
 from ..modeling_linformer import LinformerModel
-from ..recipe import Recipe, load_recipe
+from ..recipe import load_recipe
 from ..training.run import open_run
-from ..utils.environment import environment
-from ..utils.files import RESULTS_FILE, write_json, write_text
-from ..utils.reporting import markdown_table, save_figure, show
+from ..utils.figures import new_figure, save_figure, shades
+from ..utils.reporting import markdown_table
 from ..utils.timing import watched
 
 
 FIRST_FILE, SECOND_FILE, LENGTH_FILE = "theorem-1.png", "theorem-2.png", "length.png"
 RANDOM = "random maps"
+Pair = tuple[torch.Tensor, torch.Tensor]  # scores [N, N] of queries and keys, values [N, D]
 
 
 @dataclass
@@ -85,11 +85,7 @@ class Theory:
 SECTIONS = {"theory": Theory}
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A theory recipe, checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, SECTIONS)
-    recipe.build("theory")
-    return recipe
+read_recipe = partial(load_recipe, sections=SECTIONS, built=("theory",))
 
 
 def projection(k: int, n: int, generator: torch.Generator) -> torch.Tensor:
@@ -133,10 +129,10 @@ def needed_k(n: int, epsilon: float) -> int:
 
 
 @torch.no_grad()
-def collect(model: LinformerModel, row: torch.Tensor, head: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(scores [N, N], values [N, D]) of one head in every layer, for a row of ids [N]."""
+def collect(model: LinformerModel, row: torch.Tensor, head: int) -> list[Pair]:
+    """Scores and values of one head in every layer, for a row of ids [N]."""
     model.set_attn_implementation("eager")
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    found: list[Pair] = []
 
     def keep(number: int, module: Any, arguments: tuple, output: tuple) -> None:
         states = arguments[0]
@@ -153,18 +149,14 @@ def collect(model: LinformerModel, row: torch.Tensor, head: int) -> list[tuple[t
     return found
 
 
-def random_maps(n: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def random_maps(n: int, size: int, generator: torch.Generator) -> Pair:
     """Scores of standard normal queries and keys, and standard normal values."""
     query, key, value = (torch.randn(n, size, generator=generator) for _ in range(3))
     return query @ key.T / math.sqrt(size), value
 
 
 def theory(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Measure as the recipe says.
-
-    Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
+    """Measure as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Returns:
         The folder with results.json, theory.md and three plots.
@@ -173,10 +165,9 @@ def theory(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         RecipeError: an unknown key or a value of the wrong type.
         ValueError: a length is more than the model reads, or than the texts have.
     """
-    started = time.time()
     recipe = read_recipe(recipe_path, overrides)
     section: Theory = recipe.build("theory")
-    folder = open_run(section.output_dir, recipe.raw, False)
+    run = open_run("theory", section.output_dir, recipe.raw)
     source = read_source(section.model, section.revision)
     assert source.tokenizer is not None
     if max(section.lengths) > source.length:
@@ -184,25 +175,16 @@ def theory(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     texts = text_rows(section.corpus, source.tokenizer, max(section.lengths), section.rows, 1, section.seed)
     model = exact_twin(source, source.length, "repeat").base_model.eval()
     cells = measure(model, texts.calibration, section)
-    content = {
-        "verb": "theory",
-        "recipe": recipe.raw,
-        **environment(section.seed, torch.device("cpu"), "float32"),
-        "texts": len(texts.calibration),
-        "cells": cells,
-        "wall_seconds": time.time() - started,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"texts": len(texts.calibration), "cells": cells}
+    content = run.content(section.seed, "cpu", "float32", **facts)
+    run.folder.mkdir(parents=True, exist_ok=True)
     longest = max(section.lengths)
-    plot_errors(folder / FIRST_FILE, cells, longest, "theorem_1", "Theorem 1: |P~ w - P w| / |P w|")
-    plot_errors(folder / SECOND_FILE, cells, longest, "theorem_2", "Theorem 2: error over |softmax(w)| |V|")
-    plot_failures(folder / LENGTH_FILE, cells, section)
+    plot_errors(run.folder / FIRST_FILE, cells, longest, "theorem_1", "Theorem 1: |P~ w - P w| / |P w|")
+    plot_errors(run.folder / SECOND_FILE, cells, longest, "theorem_2", "Theorem 2: error over |softmax(w)| |V|")
+    plot_failures(run.folder / LENGTH_FILE, cells, section)
     text = markdown(content, section)
-    write_text(folder / "theory.md", text + "\n")
-    write_json(folder / RESULTS_FILE, content)
-    show(f"\n{text}\n")
-    print(f"Theorems, plots and {RESULTS_FILE}: {folder.resolve()}")
-    return folder
+    run.write(content, text, "theory.md")
+    return run.tell(text, "Theorems, plots")
 
 
 def measure(model: LinformerModel, rows: Sequence[torch.Tensor], section: Theory) -> list[dict[str, Any]]:
@@ -212,25 +194,20 @@ def measure(model: LinformerModel, rows: Sequence[torch.Tensor], section: Theory
     size = model.config.hidden_size // heads
     cells = []
     for n in tqdm(section.lengths, desc="drawing projections", unit="length"):
-        kinds: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        kinds: dict[str, list[Pair]] = {}
         for row in rows:
             head = int(torch.randint(heads, (1,), generator=generator))
             for number, found in enumerate(collect(model, row[:n], head)):
                 kinds.setdefault(f"layer {number}", []).append(found)
             kinds.setdefault(RANDOM, []).append(random_maps(n, size, generator))
         for kind, pairs in kinds.items():
-            cells += [cell(kind, n, k, pairs, section, generator) for k in section.projected_lengths]
+            for k in section.projected_lengths:
+                cells.append({"kind": kind, "n": n, "k": k, **cell(pairs, n, k, section, generator)})
     return cells
 
 
-def cell(
-    kind: str,
-    n: int,
-    k: int,
-    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    section: Theory,
-    generator: torch.Generator,
-) -> dict[str, Any]:
+def cell(pairs: Sequence[Pair], n: int, k: int, section: Theory, generator: torch.Generator) -> dict[str, Any]:
+    """What `section.draws` projections of each map give."""
     first, second, zero, failures = [], [], [], []
     for scores, values in pairs:
         maps = scores.softmax(-1)
@@ -242,9 +219,6 @@ def cell(
             failures.append(float((proved > section.epsilon).any(0).float().mean()))
             second += theorem_2(scores, values, r, section.delta).tolist()
     return {
-        "kind": kind,
-        "n": n,
-        "k": k,
         "theorem_1": spread(first),
         "theorem_1_stated_failures": sum(error > section.epsilon for error in first) / len(first),
         "theorem_1_proved_failures": statistics.mean(failures),
@@ -263,21 +237,11 @@ def spread(values: list[float]) -> dict[str, float]:
 def markdown(content: dict[str, Any], section: Theory) -> str:
     n = max(section.lengths)
     rows = []
-    for found in content["cells"]:
-        if found["n"] == n:
-            one, two, zero = (found[name] for name in ("theorem_1", "theorem_2", "theorem_2_zero"))
-            rows.append(
-                [
-                    found["kind"],
-                    found["k"],
-                    f"{one['median']:.3f} ({one['low']:.3f} to {one['high']:.3f})",
-                    f"{found['theorem_1_stated_failures']:.3f}",
-                    f"{found['theorem_1_proved_failures']:.3f}",
-                    f"{found['bound']:.3g}",
-                    f"{two['median']:.3f}",
-                    f"{zero['median']:.3f}",
-                ]
-            )
+    for found in (found for found in content["cells"] if found["n"] == n):
+        rows.append([found["kind"], found["k"], "{median:.3f} ({low:.3f} to {high:.3f})".format(**found["theorem_1"])])
+        rows[-1] += [f"{found[f'theorem_1_{what}_failures']:.3f}" for what in ("stated", "proved")]
+        rows[-1] += [f"{found['bound']:.3g}"]
+        rows[-1] += [f"{found[name]['median']:.3f}" for name in ("theorem_2", "theorem_2_zero")]
     epsilon = section.epsilon
     header = ["maps", "K", "theorem 1, error as stated (10 % to 90 %)", f"above {epsilon:g}"]
     header += [f"a row above {epsilon:g}, as proved", "the proof's bound", "theorem 2, error", "the answer zero"]
@@ -293,12 +257,7 @@ def markdown(content: dict[str, Any], section: Theory) -> str:
 
 
 def _figure(title: str, label: str) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    figure, axes = new_figure((7, 4.6))
     axes.set(xscale="log", xlabel="K", ylabel=label, title=title)
     axes.grid(alpha=0.3)
     return figure, axes
@@ -306,13 +265,11 @@ def _figure(title: str, label: str) -> tuple[Any, Any]:
 
 def plot_errors(path: Path, cells: Sequence[dict[str, Any]], n: int, name: str, title: str) -> None:
     """Median error against K with its middle four fifths, for every kind of map, and the answer zero."""
-    from matplotlib import colormaps
-
     figure, axes = _figure(f"{title}, N = {n}", "relative error")
     kinds = list(dict.fromkeys(found["kind"] for found in cells))
-    for i, kind in enumerate(kinds):
+    for i, (kind, shade) in enumerate(zip(kinds, shades(len(kinds)), strict=True)):
         own = [found for found in cells if found["kind"] == kind and found["n"] == n]
-        colour = "black" if kind == RANDOM else colormaps["viridis"](i / max(1, len(kinds) - 1) * 0.95)
+        colour = "black" if kind == RANDOM else shade
         ks = [found["k"] for found in own]
         axes.plot(ks, [found[name]["median"] for found in own], color=colour, marker="o", markersize=3, label=kind)
         axes.fill_between(

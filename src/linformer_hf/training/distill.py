@@ -7,7 +7,6 @@ divergence of its answers. The teacher is the exact twin of the source (K = N).
 """
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +25,11 @@ from ..conversion.texts import draw, text_rows
 from ..data.corpus import PreparedCorpus, prepare
 from ..data.documents import PretrainingData
 from ..data.masking import EpochCallback, MaskedDataset, Masker, pad_collate
-from ..hub.card import CardMetadata, metadata_of, write_card
+from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
 from ..recipe import Recipe, RecipeError, load_recipe
-from ..utils.environment import environment, peak_memory_mib
-from ..utils.files import CURVE_FILE, RESULTS_FILE, loading, write_json
-from ..utils.reporting import show
-from .run import begin_run, open_run, plot_curve, save_final, train, training_dtype, writing
+from ..utils.files import loading
+from .run import Run, begin_run, open_run, results, save_final, train, write_results, writing
 
 
 # Gates, E, F and the length corrections: what leaves a row of at most K tokens exactly as it was.
@@ -91,9 +88,7 @@ SECTIONS = {
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A distillation recipe, every section of it checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, SECTIONS)
-    for section in ("model", "distillation", "data"):
-        recipe.build(section)
+    recipe = load_recipe(path, overrides, sections=SECTIONS, built=("model", "distillation", "data"))
     if recipe.build("data").streaming:
         raise RecipeError("distill reads a prepared corpus: leave data.streaming out.")
     return recipe
@@ -159,11 +154,9 @@ def distillation_loss(
 
 
 def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """Distil as the recipe says.
+    """Distil as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
         resume: continue the last whole checkpoint in `training.output_dir`.
 
     Returns:
@@ -176,11 +169,10 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
         FloatingPointError: the loss is not finite.
         ConversionError, ValueError: teacher and student do not belong together; the message says why.
     """
-    started = time.time()
     recipe = read_recipe(recipe_path, overrides)
     section, weights = recipe.build("model"), recipe.build("distillation")
     arguments: TrainingArguments = recipe.build("training")
-    folder = open_run(arguments.output_dir, recipe.raw, resume)
+    run = open_run("distill", arguments.output_dir, recipe.raw, resume)
     set_seed(arguments.seed)
     source = read_source(section.teacher, section.revision)
     student, kept = load_student(section, source)
@@ -197,21 +189,20 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     difference = fidelity.check_twin(source, teacher, held_out)
     choose_trainable(student, weights.trainable)
     trainer = build_trainer(teacher, student, weights, arguments, data, corpus)
-    begin_run(folder, recipe.raw)
-    trained = train(trainer, folder, recipe.raw, resume)
+    begin_run(run)
+    trained = train(trainer, run.folder, run, resume)
     evaluated = trainer.evaluate()
     for name, value in kept.items():
         setattr(student.config, name, value)
-    save_final(trainer, folder)
+    save_final(trainer, run.folder)
     if trainer.is_world_process_zero():
         # Loaded anew: Trainer has wrapped this one's forward in autocast, and what was saved is what is reported on.
-        saved = load_student(replace(section, student=str(folder)), source)[0].eval()
-        content = fidelity.report(source, teacher.to("cpu"), saved, held_out, difference)
-        measured = {**trained, **evaluated}
-        with writing(folder):
-            report(trainer, saved, folder, recipe.raw, source, content, corpus.counts, measured, started)
-        print(f"Distilled model, {fidelity.REPORT_FILE} and {RESULTS_FILE}: {folder.resolve()}")
-    return folder
+        saved = load_student(replace(section, student=str(run.folder)), source)[0].eval()
+        found = fidelity.report(source, teacher.to("cpu"), saved, held_out, difference)
+        with writing(run.folder):
+            report(run, trainer, saved, source, found, corpus.counts, {**trained, **evaluated})
+        run.tell(fidelity.summary_table(found["lengths"]), f"Distilled model, {fidelity.REPORT_FILE}")
+    return run.folder
 
 
 def load_student(section: DistillModel, source: Source) -> tuple[LinformerPreTrainedModel, dict[str, Any]]:
@@ -320,20 +311,16 @@ def build_trainer(
 
 
 def report(
+    run: Run,
     trainer: Distiller,
     student: LinformerPreTrainedModel,
-    folder: Path,
-    recipe: dict[str, Any],
     source: Source,
-    content: dict[str, Any],
+    found: dict[str, Any],
     counts: dict[str, Any],
     metrics: dict[str, float],
-    started: float,
 ) -> None:
-    """The fidelity report, curve.png, README.md and results.json."""
-    args = trainer.args
-    fidelity.write(folder, content)
-    plot_curve(folder / CURVE_FILE, trainer.state.log_history, "Distillation")
+    """The fidelity report `found`, curve.png, README.md and results.json."""
+    fidelity.write(run.folder, found)
     measured = {
         "parameters": sum(p.numel() for p in student.parameters()),
         "parameters trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
@@ -341,22 +328,8 @@ def report(
         "validation loss": metrics["eval_loss"],
         "training, s": metrics["train_runtime"],
         "skipped steps": metrics["skipped_steps"],
-        "wall time, s": time.time() - started,
+        "wall time, s": run.seconds,
     }
-    facts = {**fidelity.card(student, source, content, measured), **metadata_of(recipe)}
-    write_card(folder, facts)
-    write_json(
-        folder / RESULTS_FILE,
-        {
-            "verb": "distill",
-            "recipe": recipe,
-            **environment(args.seed, args.device, training_dtype(trainer)),
-            "data": counts,
-            "metrics": measured,
-            "card": facts,
-            "fidelity": content,
-            "peak_memory_mib": peak_memory_mib(args.device),
-            "history": trainer.state.log_history,
-        },
-    )
-    show("\n" + fidelity.summary_table(content["lengths"]) + "\n")
+    facts = {**fidelity.card(student, source, found, measured), **metadata_of(run.recipe)}
+    content = results(run, trainer, data=counts, metrics=measured, card=facts, fidelity=found)
+    write_results(run, content, "Distillation")

@@ -5,9 +5,9 @@ validation slice guides the training; the test rows are read once, at the end, a
 """
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,12 @@ from transformers import (
 from ..data.metrics import build_compute_metrics
 from ..data.task_sources import load_task
 from ..data.tasks import LoadedTask, TaskData, tokenize_task
-from ..hub.card import CardMetadata, metadata_of, write_card
-from ..recipe import Recipe, load_recipe
-from ..utils.environment import environment, peak_memory_mib
-from ..utils.files import CURVE_FILE, RESULTS_FILE, loading, write_json
+from ..hub.card import CardMetadata, metadata_of
+from ..recipe import load_recipe
+from ..utils.files import loading
 from ..utils.places import own_name
-from ..utils.reporting import show, summary_table
-from .run import begin_run, open_run, plot_curve, save_final, train, training_dtype, writing
+from ..utils.runs import summary_table
+from .run import Run, begin_run, open_run, results, save_final, train, write_results, writing
 
 
 logger = logging.getLogger(__name__)
@@ -75,12 +74,7 @@ class FinetuneModel:
 SECTIONS = {"model": FinetuneModel, "data": TaskData, "training": TrainingArguments, "card": CardMetadata}
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A fine-tuning recipe, every section of it checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, SECTIONS)
-    recipe.build("model")
-    recipe.build("data")
-    return recipe
+read_recipe = partial(load_recipe, sections=SECTIONS, built=("model", "data"))
 
 
 def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -153,11 +147,9 @@ def settle_classifier(
 
 
 def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """Fine-tune and test as the recipe says.
+    """Fine-tune and test as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
         resume: continue the last whole checkpoint in `training.output_dir`.
 
     Returns:
@@ -170,12 +162,11 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         FloatingPointError: the loss is not finite.
         ValueError, FileNotFoundError, ConnectionError: the task or the checkpoint cannot be read; the message says why.
     """
-    started = time.time()
     recipe = read_recipe(recipe_path, overrides)
     model_section: FinetuneModel = recipe.build("model")
     data: TaskData = recipe.build("data")
     arguments: TrainingArguments = recipe.build("training")
-    folder = open_run(arguments.output_dir, recipe.raw, resume)
+    run = open_run("finetune", arguments.output_dir, recipe.raw, resume)
 
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing the task"):
@@ -199,61 +190,40 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         processing_class=tokenizer,
         compute_metrics=build_compute_metrics(task.metrics, task.positive),
     )
-    begin_run(folder, recipe.raw)
-    trained = train(trainer, folder, recipe.raw, resume)
+    begin_run(run)
+    trained = train(trainer, run.folder, run, resume)
     validated = trainer.evaluate(splits["validation"])
     tested = trainer.evaluate(splits["test"], metric_key_prefix="test")
-    save_final(trainer, folder)
+    save_final(trainer, run.folder)
     if trainer.is_world_process_zero():
-        with writing(folder):
-            content = report(
-                trainer, folder, recipe.raw, task, {**trained, **validated, **tested}, time.time() - started
-            )
-        show(f"\n{summary_table(content)}\n")
-        print(f"Fine-tuned model, curve and {RESULTS_FILE}: {folder.resolve()}")
-    return folder
+        with writing(run.folder):
+            content = report(run, trainer, task, {**trained, **validated, **tested})
+        run.tell(summary_table(content), "Fine-tuned model, curve")
+    return run.folder
 
 
-def report(
-    trainer: Trainer,
-    folder: Path,
-    recipe: dict[str, Any],
-    task: LoadedTask,
-    metrics: dict[str, float],
-    seconds: float,
-) -> dict[str, Any]:
+def report(run: Run, trainer: Trainer, task: LoadedTask, metrics: dict[str, float]) -> dict[str, Any]:
     """Write results.json, curve.png and README.md; the first one's content."""
-    args = trainer.args
-    named = {name: metrics[f"test_{name}"] for name in task.metrics}
-    content = {
-        "verb": "finetune",
-        "recipe": recipe,
-        **environment(args.seed, args.device, training_dtype(trainer)),
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "task": task.name,
-        "data": task.counts,
-        "steps": trainer.state.global_step,
-        "metrics": {
-            **{f"test_{name}": value for name, value in named.items()},
+    content = results(
+        run,
+        trainer,
+        task=task.name,
+        data=task.counts,
+        metrics={
+            **{f"test_{name}": metrics[f"test_{name}"] for name in task.metrics},
             "test_rows": len(task.test),
             **{f"validation_{name}": metrics[f"eval_{name}"] for name in task.metrics},
             "validation_rows": len(task.validation),
         },
-        "baselines": task.baselines,
-        "train_seconds": metrics["train_runtime"],
-        "skipped_steps": metrics["skipped_steps"],
-        "train_rows_per_second": metrics["train_samples_per_second"],
-        "wall_seconds": seconds,
-        "peak_memory_mib": peak_memory_mib(args.device),
-        "history": trainer.state.log_history,
-    }
-    model = recipe["model"]
-    start = "random weights" if model.get("random_weights") else "pretrained weights"
+        baselines=task.baselines,
+        train_seconds=metrics["train_runtime"],
+        skipped_steps=metrics["skipped_steps"],
+        train_rows_per_second=metrics["train_samples_per_second"],
+    )
+    start = "random weights" if run.recipe["model"].get("random_weights") else "pretrained weights"
     title = f"{task.name}, from {start}"
-    plot_curve(folder / CURVE_FILE, trainer.state.log_history, title)
     content["card"] = card(content, title)
-    write_card(folder, content["card"])
-    write_json(folder / RESULTS_FILE, content)
+    write_results(run, content, title)
     return content
 
 

@@ -9,7 +9,6 @@ custom code, results.json, curve.png and README.md in
 import logging
 import math
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,20 +23,16 @@ from ..data.corpus import PreparedCorpus, prepare
 from ..data.documents import PretrainingData
 from ..data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
 from ..data.tokenizer import load_tokenizer, stored
-from ..hub.card import CardMetadata, metadata_of, write_card
+from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM
 from ..recipe import Recipe, RecipeError, check_type, load_recipe
-from ..utils import checksums
-from ..utils.environment import environment, peak_memory_mib
-from ..utils.files import CURVE_FILE, RESULTS_FILE, loading, read_json, write_json
-from ..utils.reporting import show, summary_table
+from ..utils.files import loading, read_json
+from ..utils.runs import summary_table
 from .checkpoints import last_whole_checkpoint
-from .run import begin_run, open_run, plot_curve, save_final, train, training_dtype, writing
+from .run import STAGE_FILE, Run, begin_run, open_run, results, save_final, save_stage, train, write_results, writing
 
 
 logger = logging.getLogger(__name__)
-
-STAGE_FILE = "stage.json"
 
 
 def build_config(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> LinformerConfig:
@@ -103,7 +98,7 @@ SECTIONS = {
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A pretraining recipe, every section of it checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, SECTIONS)
+    recipe = load_recipe(path, overrides, sections=SECTIONS)
     for i, stage in enumerate(recipe.values_of_list("stages")):
         check_type(stage["training"], TrainingArguments, f"stages[{i}].training")
     if "checkpoint" not in recipe.values("model"):
@@ -153,11 +148,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Linformer
 
 
 def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """Pretrain as the recipe says.
+    """Pretrain as the recipe says: a YAML file, with `section.key=value` applied over it.
 
     Args:
-        recipe_path: YAML file.
-        overrides: `section.key=value`, applied over the file.
         resume: continue the last whole checkpoint in `training.output_dir`.
 
     Returns:
@@ -170,7 +163,6 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         FloatingPointError: the loss is not finite.
         ValueError, FileNotFoundError, ConnectionError: the corpus cannot be read; the message says why.
     """
-    started = time.time()
     recipe = read_recipe(recipe_path, overrides)
     data: PretrainingData = recipe.build("data")
     values = recipe.values("model")
@@ -182,21 +174,19 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         raise RecipeError(
             f"data.sequence_length={length} is longer than the model reads (model.max_position_embeddings={n})."
         )
-    folder = open_run(recipe.values("training").get("output_dir"), recipe.raw, resume)
-    legs = plan(recipe, folder, length)
+    run = open_run("pretrain", recipe.values("training").get("output_dir"), recipe.raw, resume)
+    legs = plan(recipe, run.folder, length)
     set_seed(legs[-1].arguments.seed)
-    trainer, corpus, history, totals = train_legs(recipe, data, legs, n, resume)
+    trainer, corpus, totals = train_legs(run, recipe, data, legs, n, resume)
     evaluated = last_evaluation(trainer) or trainer.evaluate()
-    save_final(trainer, folder)
+    save_final(trainer, run.folder)
     if trainer.is_world_process_zero():
-        totals["wall_seconds"] = time.time() - started
-        with writing(folder):
-            content = report(trainer, folder, recipe.raw, corpus, evaluated, history, totals)
+        with writing(run.folder):
+            content = report(run, trainer, corpus, evaluated, totals)
         for leg in legs[:-1]:
             shutil.rmtree(leg.folder)
-        show(f"\n{summary_table(content)}\n")
-        print(f"Pretrained model, curve and {RESULTS_FILE}: {folder.resolve()}")
-    return folder
+        run.tell(summary_table(content), "Pretrained model, curve")
+    return run.folder
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
@@ -208,12 +198,12 @@ def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
 
 
 def train_legs(
-    recipe: Recipe, data: PretrainingData, legs: list[Leg], n: int, resume: bool
-) -> tuple[Trainer, PreparedCorpus, list[dict[str, Any]], dict[str, Any]]:
+    run: Run, recipe: Recipe, data: PretrainingData, legs: list[Leg], n: int, resume: bool
+) -> tuple[Trainer, PreparedCorpus, dict[str, Any]]:
     """Train every leg that is not finished yet; `n` is the model's longest input.
 
     Returns:
-        The main leg's trainer and corpus, the log of all legs, and totals over all legs.
+        The main leg's trainer and corpus, and totals and log of all legs.
     """
     model: LinformerForMaskedLM | None = None
     history: list[dict[str, Any]] = []
@@ -234,8 +224,8 @@ def train_legs(
             record = read_json(finished, way_out, ("history", *totals))
         else:
             trainer = build_trainer(model, leg.arguments, data, corpus)
-            begin_run(legs[-1].folder, recipe.raw)
-            metrics = train(trainer, leg.folder, recipe.raw, resume)
+            begin_run(run)
+            metrics = train(trainer, leg.folder, run, resume)
             record = {
                 "history": trainer.state.log_history,
                 "steps": trainer.state.global_step,
@@ -244,10 +234,7 @@ def train_legs(
                 "trained_tokens": count_trained(trainer, leg.length),
             }
             if leg is not legs[-1] and trainer.is_world_process_zero():
-                with writing(leg.folder):
-                    trainer.save_model(str(leg.folder))
-                    checksums.write(leg.folder, leg.folder.iterdir())
-                    write_json(finished, record)
+                save_stage(trainer, leg.folder, record)
             leg.arguments.distributed_state.wait_for_everyone()
         history += [{**row, "step": row["step"] + totals["steps"]} for row in record["history"]]
         totals = {key: total + record.get(key, 0) for key, total in totals.items()}
@@ -255,7 +242,7 @@ def train_legs(
             attention = recipe.values("model").get("attn_implementation")
             with loading(str(leg.folder)):
                 model = LinformerForMaskedLM.from_pretrained(leg.folder, attn_implementation=attention)
-    return trainer, corpus, history, totals
+    return trainer, corpus, {**totals, "history": history}
 
 
 def used_tokenizer(legs: list[Leg]) -> PreTrainedTokenizerBase | None:
@@ -320,46 +307,29 @@ def build_trainer(
 
 
 def report(
-    trainer: Trainer,
-    folder: Path,
-    recipe: dict[str, Any],
-    corpus: PreparedCorpus,
-    metrics: dict[str, float],
-    history: list[dict[str, Any]],
-    totals: dict[str, Any],
+    run: Run, trainer: Trainer, corpus: PreparedCorpus, metrics: dict[str, float], totals: dict[str, Any]
 ) -> dict[str, Any]:
     """Write results.json, curve.png and README.md; the first one's content."""
-    args, model = trainer.args, trainer.model
     evaluated: Any = trainer.eval_dataset
     baseline = unigram_baseline(corpus.token_counts, (evaluated[i] for i in range(len(evaluated))))
     perplexity = math.exp(metrics["eval_loss"])
-    content = {
-        "verb": "pretrain",
-        "recipe": recipe,
-        **environment(args.seed, args.device, training_dtype(trainer)),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "data": corpus.counts,
-        "steps": totals["steps"],
-        "metrics": {
-            "validation_loss": metrics["eval_loss"],
-            "validation_perplexity": perplexity,
-            "validation_masked_accuracy": metrics["eval_masked_accuracy"],
-            "validation_masked_tokens": metrics["eval_masked_tokens"],
-            "validation_rows": len(evaluated),
-            "unigram_perplexity": baseline["perplexity"],
-            "unigram_masked_accuracy": baseline["accuracy"],
-            "perplexity_ratio": baseline["perplexity"] / perplexity,
-        },
-        **totals,
-        "tokens_per_second": totals["trained_tokens"] / totals["train_seconds"] if totals["train_seconds"] else 0.0,
-        "peak_memory_mib": peak_memory_mib(args.device),
-        "history": history,
+    measured = {
+        "validation_loss": metrics["eval_loss"],
+        "validation_perplexity": perplexity,
+        "validation_masked_accuracy": metrics["eval_masked_accuracy"],
+        "validation_masked_tokens": metrics["eval_masked_tokens"],
+        "validation_rows": len(evaluated),
+        "unigram_perplexity": baseline["perplexity"],
+        "unigram_masked_accuracy": baseline["accuracy"],
+        "perplexity_ratio": baseline["perplexity"] / perplexity,
     }
-    title = f"Linformer, {content['parameters'] / 1e6:.1f} M parameters, N = {model.config.max_position_embeddings}"
-    plot_curve(folder / CURVE_FILE, history, title, {"unigram baseline": baseline["loss"]})
-    content["card"] = card(content, model.config, title)
-    write_card(folder, content["card"])
-    write_json(folder / RESULTS_FILE, content)
+    seconds = totals["train_seconds"]
+    speed = totals["trained_tokens"] / seconds if seconds else 0.0
+    content = results(run, trainer, data=corpus.counts, metrics=measured, **totals, tokens_per_second=speed)
+    config = trainer.model.config
+    title = f"Linformer, {content['parameters'] / 1e6:.1f} M parameters, N = {config.max_position_embeddings}"
+    content["card"] = card(content, config, title)
+    write_results(run, content, title, {"unigram baseline": baseline["loss"]})
     return content
 
 

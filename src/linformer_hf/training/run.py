@@ -15,11 +15,14 @@ from typing import Any
 
 from transformers import Trainer
 
+from ..hub.card import write_card
 from ..utils import checksums, full_disk
-from ..utils.files import RECIPE_FILE, RESULTS_FILE, read_json, record, write_json
+from ..utils.environment import peak_memory_mib
+from ..utils.figures import new_figure, save_figure
+from ..utils.files import CURVE_FILE, RECIPE_FILE, RESULTS_FILE, read_json, record, write_json
 from ..utils.full_disk import DiskFull
 from ..utils.processes import Interrupted, is_main_process
-from ..utils.reporting import save_figure
+from ..utils.runs import Run
 from . import trackers
 from .callbacks import AlreadyTrained, Watch
 from .checkpoints import (
@@ -35,9 +38,11 @@ from .checkpoints import (
 
 logger = logging.getLogger(__name__)
 
+STAGE_FILE = "stage.json"
 
-def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) -> Path:
-    """The run's folder, checked; nothing is written yet (see `begin_run`).
+
+def open_run(verb: str, output_dir: str | None, recipe: Mapping[str, Any], resume: bool = False) -> Run:
+    """The run, with its folder checked; nothing is written yet (see `begin_run`).
 
     Args:
         recipe: the sections of the recipe, JSON-able.
@@ -54,8 +59,9 @@ def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) ->
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"training.output_dir {folder} is a file; name a folder.")
+    run = Run(verb, recipe, folder)
     if not is_main_process():
-        return folder
+        return run
     if (folder / RESULTS_FILE).exists():
         raise FileExistsError(
             f"{folder} holds a finished run ({RESULTS_FILE} is there). Choose another output_dir, or delete it."
@@ -77,56 +83,64 @@ def open_run(output_dir: str | None, recipe: Mapping[str, Any], resume: bool) ->
                         f"{before.get(section)} then, {recipe.get(section)} now. Use the same recipe, or another "
                         "training.output_dir."
                     )
-    return folder
+    return run
 
 
-def begin_run(folder: Path, recipe: Mapping[str, Any]) -> None:
+def begin_run(run: Run) -> None:
     """Write recipe.json, when data and model are ready: what fails before leaves no folder behind to clear away."""
     if is_main_process():
+        folder = run.folder
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob(".*"):  # what a killed run was writing beside its place
             if re.fullmatch(r"\..+\.\d+(\.png)?", path.name):
                 path.unlink()
         with writing(folder):
-            write_json(folder / RECIPE_FILE, recipe)
+            write_json(folder / RECIPE_FILE, run.recipe)
 
 
-def training_dtype(trainer: Trainer) -> str:
-    args = trainer.args
-    return "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else str(trainer.model.dtype)[6:]
+def results(run: Run, trainer: Trainer, **measured: Any) -> dict[str, Any]:
+    """What results.json says of a training."""
+    args, model = trainer.args, trainer.model
+    dtype = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else str(model.dtype)[6:]
+    shared: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": trainer.state.global_step,
+        "peak_memory_mib": peak_memory_mib(args.device),
+        "history": trainer.state.log_history,
+    }
+    return run.content(args.seed, args.device, dtype, **{**shared, **measured})
 
 
-def plot_curve(
-    path: Path, history: Sequence[Mapping[str, float]], title: str, lines: Mapping[str, float] | None = None
-) -> None:
+def write_results(run: Run, content: Mapping[str, Any], title: str, lines: Mapping[str, float] | None = None) -> None:
+    """curve.png, README.md of what `card` says and, last, results.json."""
+    plot_curve(run.folder / CURVE_FILE, content["history"], title, lines or {})
+    write_card(run.folder, content["card"])
+    write_json(run.folder / RESULTS_FILE, content)
+
+
+def plot_curve(path: Path, history: Sequence[Mapping[str, float]], title: str, lines: Mapping[str, float]) -> None:
     """Training and validation loss against optimizer steps as PNG; `lines` are horizontal, such as a baseline."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    train = [(row["step"], row["loss"]) for row in history if "loss" in row]
-    valid = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
-    if train:
-        axes.plot(*zip(*train, strict=True), label="training", linewidth=1.2)
-    if valid:
-        axes.plot(*zip(*valid, strict=True), label="validation", marker="o", markersize=3.5)
-    for label, height in (lines or {}).items():
+    figure, axes = new_figure((7, 4.2))
+    styles: dict[str, dict[str, Any]] = {"loss": {"label": "training", "linewidth": 1.2}}
+    styles["eval_loss"] = {"label": "validation", "marker": "o", "markersize": 3.5}
+    for key, style in styles.items():
+        if points := [(row["step"], row[key]) for row in history if key in row]:
+            axes.plot(*zip(*points, strict=True), **style)
+    for label, height in lines.items():
         axes.axhline(height, linestyle="--", linewidth=1, color="gray", label=f"{label} ({height:.3f})")
     axes.set(xlabel="optimizer step", ylabel="loss (nats)", title=title)
     axes.grid(alpha=0.3)
-    if train or valid or lines:
+    if axes.has_data():
         axes.legend()
     save_figure(figure, path)
 
 
-def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: bool) -> dict[str, float]:
+def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, float]:
     """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics.
 
     Args:
-        recipe: the sections of the recipe. `training.logging_nan_inf_filter: true` in it skips, and counts, steps
-            whose gradient is not finite; Trainer's default of that name would only hide such a loss.
+        run: `training.logging_nan_inf_filter: true` in its recipe skips, and counts, steps whose gradient is not
+            finite; Trainer's default of that name would only hide such a loss.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
@@ -150,7 +164,7 @@ def train(trainer: Trainer, folder: Path, recipe: Mapping[str, Any], resume: boo
         if trainer.is_world_process_zero():
             set_aside(folder, checkpoint)
         logger.warning("Resuming from %s.", checkpoint or f"the beginning: {folder} has no whole checkpoint yet")
-    filtered = bool((recipe.get("training") or {}).get("logging_nan_inf_filter"))
+    filtered = bool((run.recipe.get("training") or {}).get("logging_nan_inf_filter"))
     trainer.args.logging_nan_inf_filter = filtered
     watch = Watch(trainer, lambda: last_whole_checkpoint(folder), check=not filtered)
     trainer.add_callback(watch)
@@ -214,3 +228,11 @@ def save_final(trainer: Trainer, folder: Path) -> None:
     for path in sorted(beside.iterdir()):
         os.replace(path, folder / path.name)
     shutil.rmtree(beside)
+
+
+def save_stage(trainer: Trainer, folder: Path, content: Mapping[str, Any]) -> None:
+    """The model of a finished stage and, last, `content` in STAGE_FILE."""
+    with writing(folder):
+        trainer.save_model(str(folder))
+        checksums.write(folder, folder.iterdir())
+        write_json(folder / STAGE_FILE, content)

@@ -80,8 +80,8 @@ def timed(call: Callable[[], Any], calls: int) -> tuple[float, float, bool]:
 
 
 def interleave(
-    cases: dict[str, Callable[[], Any]], samples: int, seed: int = 0, warm_up: int = 2
-) -> dict[str, Samples]:
+    cases: dict[Any, Callable[[], Any]], samples: int, seed: int = 0, warm_up: int = 2
+) -> dict[Any, Samples]:
     """Time every case `samples` times, in an order that is drawn anew for each round.
 
     Drifts of the machine (heat, other processes) then meet all cases alike. The number of calls in a sample is settled

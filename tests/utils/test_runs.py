@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from linformer_hf.utils.reporting import show, summary_table
+from linformer_hf.utils.runs import show, summary_table
 
 
 CONTENT = {

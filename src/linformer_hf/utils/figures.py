@@ -1,0 +1,27 @@
+"""Pictures: matplotlib without pyplot, so that nothing of it is set for the whole process and no window can open."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def new_figure(size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """A figure of so many inches and its axes; `options` are those of Figure.subplots, such as ncols."""
+    from matplotlib.figure import Figure  # half a second
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(**options)
+
+
+def shades(number: int, brightest: float = 0.95) -> list[Any]:
+    """Colours from dark to bright."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](i / max(1, number - 1) * brightest) for i in range(number)]
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, beside its place and then renamed."""
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    figure.savefig(beside, dpi=120)
+    os.replace(beside, path)
