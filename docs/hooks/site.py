@@ -114,7 +114,7 @@ def recipes() -> str:
     shown: dict[type, str] = {}
     for verb in (*cli.RECIPE_VERBS, "reproduce"):
         parts += [f"## {verb}"]
-        for section, hint in importlib.import_module(f"linformer_hf.{cli.MODULES[verb]}").SECTIONS.items():
+        for section, hint in importlib.import_module(f"linformer_hf.{cli.VERBS[verb].module}").SECTIONS.items():
             inner = next(dataclasses_in(hint))
             parts.append(f"### Section `{section}` {{ #{verb}-{section} }}")
             if typing.get_origin(hint) is list:
@@ -177,7 +177,7 @@ def python() -> str:
         "linformer_hf.conversion.huggingface.read_source",
     ]
     verbs = ("pretrain", "finetune", "distill", "export", "push")
-    functions += [f"linformer_hf.{cli.MODULES[verb]}.{verb}" for verb in verbs]
+    functions += [f"linformer_hf.{cli.VERBS[verb].module}.{verb}" for verb in verbs]
     parts = [
         "# Python",
         "`import linformer_hf` registers the family with the Auto classes; most programs need nothing else. The heads "

@@ -20,6 +20,7 @@ from helpers import MODULES, ROOT, SOURCE, setup_cfg
 FLOORS = {
     "utils": 0,
     "recipe": 1,
+    "options": 1,
     **dict.fromkeys(("configuration_linformer", "projection_linformer", "modeling_linformer"), 2),
     "__init__": 3,
     "data": 4,
@@ -131,7 +132,7 @@ def test_init_is_short():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
 def test_scripts_are_thin(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 20
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -18,6 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from ..data.demo_texts import DEMO_PACKAGES, installed_path
 from ..data.task_sources import load_task
 from ..data.tasks import TaskData
+from ..options import Demo, takes
 from ..training.finetune import finetune
 from ..training.pretrain import pretrain
 from ..utils.files import RESULTS_FILE, read_json, write_json, write_text
@@ -36,7 +37,8 @@ MASKED_SENTENCES = (
 FOLDERS = {True: "finetuned", False: "from-random"}
 
 
-def demo(output: str = "runs/demo", force: bool = False) -> Path:
+@takes(Demo)
+def demo(options: Demo) -> Path:
     """Run the demo in the folder `output`.
 
     Raises:
@@ -44,11 +46,11 @@ def demo(output: str = "runs/demo", force: bool = False) -> Path:
         FileNotFoundError: the demo's text is not installed; the message holds the command.
     """
     started = time.time()
-    folder = Path(output)
+    folder = Path(options.output)
     for package in DEMO_PACKAGES:
         installed_path(package, "__init__.py")
     if folder.exists() and any(folder.iterdir()):
-        if not force:
+        if not options.force:
             raise FileExistsError(f"{folder} is not empty: add --force to delete it first, or name another --output.")
         if not (folder / "pretrained").exists():
             raise FileExistsError(f"{folder} holds no earlier demo; --force deletes demos only. Name another --output.")
