@@ -1,7 +1,6 @@
 """What a verb shows at its end."""
 
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
+
+from .renaming import beside
 
 
 def show(markdown: str) -> None:
@@ -33,10 +34,9 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write a matplotlib figure as PNG and close it."""
     from matplotlib import pyplot as plt
 
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    figure.savefig(beside, dpi=120)
+    with beside(path) as written:
+        figure.savefig(written, dpi=120, format="png")
     plt.close(figure)
-    os.replace(beside, path)
 
 
 def loss_of(perplexity: float) -> float:
