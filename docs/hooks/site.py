@@ -18,6 +18,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 import linformer_hf
 from linformer_hf import cli
+from linformer_hf.options import help_texts
 from linformer_hf.recipe import describe, fields_of
 
 
@@ -184,9 +185,21 @@ def python() -> str:
         + ", ".join(f"`{name}`" for name in linformer_hf.__all__ if "For" in name)
         + " take what BERT's heads take; [LinformerConfig](configuration.md) has a page of its own.",
         "::: linformer_hf.LinformerPreTrainedModel.resize_position_embeddings",
-        *(f"::: {name}" for name in functions),
+        *(f"::: {name}{arguments(name.rpartition('.')[2])}" for name in functions),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def arguments(verb: str) -> str:
+    """A table of what a verb takes, in place of its signature, which is made at run time from its options."""
+    if verb not in cli.VERBS or verb in cli.RECIPE_VERBS:
+        return ""
+    texts, rows = help_texts(cli.VERBS[verb].options), []
+    for name, one in inspect.signature(getattr(linformer_hf, verb)).parameters.items():
+        default = "required" if one.default is one.empty else f"`{one.default!r}`"
+        rows.append((f"`{name}`", f"`{inspect.formatannotation(one.annotation)}`", default, texts.get(name, "")))
+    listed = table(("argument", "type", "default", "what it is"), rows)
+    return f"\n    options: {{show_signature: false}}\n\n{listed}"
 
 
 def benchmark_index() -> str:

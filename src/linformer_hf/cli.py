@@ -1,4 +1,7 @@
-"""`linformer-hf VERB ...`: one verb, one function, imported when it is called."""
+"""`linformer-hf VERB ...`: one verb, one function, imported when it is called.
+
+What a module's `told(result)` says, if it has one, is shown: Markdown, and a last line.
+"""
 
 import argparse
 import contextlib
@@ -150,11 +153,7 @@ def _add(command: argparse.ArgumentParser, name: str, kind: Any, default: Any, m
         given["choices"] = choices
     else:
         given |= {"type": _lengths if list[int] in kinds else int if int in kinds else str, "metavar": mark.metavar}
-    if default is MISSING:
-        given["required"] = True
-    else:
-        given["default"] = default
-    command.add_argument(flag, dest=name, **given)
+    command.add_argument(flag, dest=name, required=default is MISSING, default=default, **given)
 
 
 def _lengths(text: str) -> int | list[int]:
@@ -252,10 +251,19 @@ def _run(options: argparse.Namespace) -> Any:
     module, taken, *_ = VERBS[options.verb]
     given = {name: value for name in marks(taken) if (value := getattr(options, name)) is not None}
     check_count(given.pop("expect_processes", None), options.verb)
-    verb = getattr(importlib.import_module(f".{module}", __package__), options.verb)
+    found = importlib.import_module(f".{module}", __package__)
+    verb = getattr(found, options.verb)
     if options.verb in RECIPE_VERBS:
         return verb(given.pop("recipe"), given.pop("overrides"), **given)
-    return verb(**given)
+    made = verb(**given)
+    if hasattr(found, "told"):
+        from .utils.reporting import show  # here: --help needs none of it
+
+        text, line = found.told(made)
+        if text:
+            show(f"\n{text}\n")
+        print(line)
+    return made
 
 
 def _again(arguments: Sequence[str]) -> str:

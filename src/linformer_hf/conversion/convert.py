@@ -24,8 +24,7 @@ from ..modeling_linformer import LinformerPreTrainedModel
 from ..options import Convert, takes
 from ..utils import checksums
 from ..utils.environment import environment
-from ..utils.files import RESULTS_FILE, write_json
-from ..utils.reporting import show
+from ..utils.files import RESULTS_FILE, read_json, write_json
 from . import fidelity
 from .calibrate import calibrate
 from .huggingface import read_source
@@ -140,11 +139,16 @@ def convert(options: Convert) -> Path:
     report = None if source.projection else _calibrated(source, model, options)
     with _whole_folder(folder.resolve()) as beside:  # a link, or the current folder, has another name
         _save(beside, source, model, options, report, started)
-    if report is not None:
-        show("\n" + fidelity.summary_table(report["lengths"]) + "\n")
-    written = RESULTS_FILE if report is None else f"{fidelity.REPORT_FILE} and {RESULTS_FILE}"
-    print(f"Converted model, {written}: {folder.resolve()}")
     return folder
+
+
+def told(folder: Path) -> tuple[str, str]:
+    """What the command line says of a conversion: Markdown, and a last line."""
+    report = read_json(folder / RESULTS_FILE, "Convert again.")["fidelity"]
+    if report is None:
+        return "", f"Converted model, {RESULTS_FILE}: {folder.resolve()}"
+    written = f"{fidelity.REPORT_FILE} and {RESULTS_FILE}"
+    return fidelity.summary_table(report["lengths"]), f"Converted model, {written}: {folder.resolve()}"
 
 
 def _check(folder: Path, options: Convert) -> None:
@@ -165,7 +169,7 @@ def _calibrated(source: Source, model: LinformerPreTrainedModel, options: Conver
     count = options.calibration_rows or max(8, CALIBRATION_TOKENS // length)
     held_out = max(8, min(HELD_OUT_ROWS, HELD_OUT_TOKENS // length))
     texts = text_rows(options.calibrate, source.tokenizer, length, count, held_out, options.seed, options.cache_dir)
-    print(f"Converting {source.name}: {source.architecture}, N = {length}")
+    logger.info("Converting %s: %s, N = %s", source.name, source.architecture, length)
     twin = exact_twin(source, length, options.positions)
     difference = fidelity.check_twin(source, twin, texts.held_out)
     started = time.time()

@@ -376,13 +376,11 @@ At {longest} tokens, by text and by layer:
 
 def plot(path: Path, content: Mapping[str, Any]) -> None:
     """Cosine against length, and both errors of every layer at the longest length."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     lengths = content["lengths"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     x = [int(length) for length in lengths]
     for key, label, style in (
         ("cosine", "cosine of the embedding", "o-"),

@@ -5,6 +5,7 @@ number with what needs no learning: token frequencies, the majority class, word 
 random weights.
 """
 
+import logging
 import shutil
 import statistics
 import time
@@ -22,8 +23,10 @@ from ..options import Demo, takes
 from ..training.finetune import finetune
 from ..training.pretrain import pretrain
 from ..utils.files import RESULTS_FILE, read_json, write_json, write_text
-from ..utils.reporting import loss_of, markdown_table, save_figure, show
+from ..utils.reporting import loss_of, markdown_table, save_figure
 
+
+logger = logging.getLogger(__name__)
 
 SEEDS = (0, 1, 2)
 MASKED_SENTENCES = (
@@ -58,13 +61,13 @@ def demo(options: Demo) -> Path:
     # Only CPUs that multiply bfloat16 in hardware gain from it; the others would emulate it, slowly.
     half = f"training.bf16={'true' if torch.cpu._is_avx512_bf16_supported() else 'false'}"
 
-    print(
-        "1/3  Pretraining on Shakespeare, Milton, the World English Bible and Python's topics, "
-        f"into {folder / 'pretrained'}"
+    logger.info(
+        "1/3  Pretraining on Shakespeare, Milton, the World English Bible and Python's topics, into %s",
+        folder / "pretrained",
     )
     pretrained = pretrain(recipe("pretrain"), [f"training.output_dir={folder / 'pretrained'}", half])
     runs: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    print(f"2/3  Fine-tuning on bible-paraphrase: {len(SEEDS)} seeds from these weights, {len(SEEDS)} from random ones")
+    logger.info("2/3  Fine-tuning on bible-paraphrase: %d seeds from these weights, and from random ones", len(SEEDS))
     for seed in SEEDS:
         for learned in (True, False):
             place = finetune(
@@ -78,16 +81,20 @@ def demo(options: Demo) -> Path:
                 ],
             )
             runs[learned].append(_results(place))
-    print("3/3  Loading both with the Auto classes and pipelines")
+    logger.info("3/3  Loading both with the Auto classes and pipelines")
     content = summary(_results(pretrained), runs, time.time() - started)
     content["fillings"] = fill_masks(pretrained)
     content["pairs"] = classify_pairs(folder / f"{FOLDERS[True]}-{SEEDS[0]}")
     plot(folder / "report.png", content, _results(pretrained))
     write_text(folder / "report.md", render(content, folder))
     write_json(folder / RESULTS_FILE, content)
-    show("\n" + render(content, folder))
-    print(f"Report: {(folder / 'report.md').resolve()}")
     return folder
+
+
+def told(folder: Path) -> tuple[str, str]:
+    """What the command line says of a demo: Markdown, and a last line."""
+    report = folder / "report.md"
+    return report.read_text(encoding="utf-8"), f"Report: {report.resolve()}"
 
 
 def recipe(name: str) -> Path:
@@ -208,12 +215,10 @@ in the folder that `{folder / "pretrained" / "results.json"}` names under `data`
 
 def plot(path: Path, content: dict[str, Any], pretrained: dict[str, Any]) -> None:
     """Pretraining's losses, and accuracy of every seed beside the baselines."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     history, masked = pretrained["history"], content["pretraining"]
     for key, label, style in (("loss", "training (30 % masked)", "-"), ("eval_loss", "validation (15 % masked)", "o")):
         points = [(row["step"], row[key]) for row in history if key in row]

@@ -102,9 +102,9 @@ def leave_group() -> bool:
 
     Together: a process that leaves while another still reports closes the connections under it.
     """
-    import torch.distributed  # here: what watches over processes is imported before torch
+    import torch.distributed
 
-    if not torch.distributed.is_initialized():
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
