@@ -35,7 +35,9 @@ class Forked:
 
     def __init__(self, arguments: Sequence[str], log: Path, threads: int):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([f"{PACKAGE}.{verb}" for verb in ("cli", "finetune", "pretrain")])
+        context.set_forkserver_preload(
+            [f"{PACKAGE}.{verb}" for verb in ("cli", "training.finetune", "training.pretrain")]
+        )
         self.process = context.Process(target=_main, args=(arguments, log, threads, os.getpid()))
         self.process.start()
 
