@@ -37,8 +37,6 @@ VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.
 REPORTS = {CARD_FILE, RESULTS_FILE, RECIPE_FILE, "LICENSE", "fidelity.json", "fidelity.md"}
 PICTURES = {".png", ".svg", ".jpg"}
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-# Trainer writes it beside every model, and nothing that loads a model reads it.
-LEFT_OUT = "training_args.bin"
 SECRET = re.compile(ACCESS_TOKEN.pattern.encode())
 PLACEHOLDER = "<this folder or repository>"  # of CARD_TEMPLATE
 
@@ -91,7 +89,7 @@ def read_folder(folder: Path, repository: str) -> dict[str, Path | bytes]:
     except ValueError as error:
         raise PushError(str(error)) from error
     present = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    pickles = [name for name in present if Path(name).suffix in PICKLES and name != LEFT_OUT]
+    pickles = [name for name in present if Path(name).suffix in PICKLES and name != checksums.NEVER_READ]
     if pickles:
         raise PushError(
             f"{folder} holds {', '.join(pickles)}: pickled files can run code where they are loaded. Delete them (a "
