@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+import torch.distributed
+
 
 COUNT = "--expect-processes"
 PARENT = "LINFORMER_HF_PARENT"  # in the environment of a run that another one has started: that one's process ID
@@ -102,8 +104,6 @@ def leave_group() -> bool:
 
     Together: a process that leaves while another still reports closes the connections under it.
     """
-    import torch.distributed
-
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     torch.distributed.barrier()
