@@ -3,13 +3,13 @@
     torchrun --nproc_per_node 2 scripts/finetune.py RECIPE.yaml [section.key=value ...] [--resume]
     accelerate launch scripts/finetune.py RECIPE.yaml [section.key=value ...] [--resume]
 
-`--expect-processes N` stops the run unless the launcher started N processes.
+It is the same as `torchrun --nproc_per_node 2 -m linformer_hf finetune ...`.
 """
 
+import runpy
 import sys
-
-from launch import launch
 
 
 if __name__ == "__main__":
-    sys.exit(launch("finetune"))
+    sys.argv[:1] = ["linformer-hf", "finetune"]
+    runpy.run_module("linformer_hf", run_name="__main__")

@@ -3,13 +3,13 @@
     torchrun --nproc_per_node 2 scripts/pretrain.py RECIPE.yaml [section.key=value ...] [--resume]
     accelerate launch scripts/pretrain.py RECIPE.yaml [section.key=value ...] [--resume]
 
-`--expect-processes N` stops the run unless the launcher started N processes.
+It is the same as `torchrun --nproc_per_node 2 -m linformer_hf pretrain ...`.
 """
 
+import runpy
 import sys
-
-from launch import launch
 
 
 if __name__ == "__main__":
-    sys.exit(launch("pretrain"))
+    sys.argv[:1] = ["linformer-hf", "pretrain"]
+    runpy.run_module("linformer_hf", run_name="__main__")

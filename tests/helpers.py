@@ -164,9 +164,8 @@ TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone",
 
 
 def script(verb: str, before: str = "") -> str:
-    """The text of scripts/VERB.py, behind other statements."""
-    launch = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); from launch import launch"
-    return f"{before}\n{launch}\nsys.exit(launch({verb!r}))\n"
+    """A program that is `linformer-hf VERB`, behind other statements."""
+    return f"{before}\nimport sys; from linformer_hf.cli import main; sys.argv.insert(1, {verb!r}); sys.exit(main())\n"
 
 
 HALF = "training.per_device_train_batch_size=4"

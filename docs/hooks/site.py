@@ -19,6 +19,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 import linformer_hf
 from linformer_hf import cli
 from linformer_hf.recipe import describe, fields_of
+from linformer_hf.utils.options import help_texts
 
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +116,7 @@ def recipes() -> str:
     shown: dict[type, str] = {}
     for verb in (*cli.RECIPE_VERBS, "reproduce"):
         parts += [f"## {verb}"]
-        for section, hint in importlib.import_module(f"linformer_hf.{cli.MODULES[verb]}").SECTIONS.items():
+        for section, hint in importlib.import_module(f"linformer_hf.{cli.VERBS[verb].module}").SECTIONS.items():
             inner = next(dataclasses_in(hint))
             parts.append(f"### Section `{section}` {{ #{verb}-{section} }}")
             if typing.get_origin(hint) is list:
@@ -178,16 +179,28 @@ def python() -> str:
         "linformer_hf.conversion.huggingface.read_source",
     ]
     verbs = ("pretrain", "finetune", "distill", "export", "push")
-    functions += [f"linformer_hf.{cli.MODULES[verb]}.{verb}" for verb in verbs]
+    functions += [f"linformer_hf.{cli.VERBS[verb].module}.{verb}" for verb in verbs]
     parts = [
         "# Python",
         "`import linformer_hf` registers the family with the Auto classes; most programs need nothing else. The heads "
         + ", ".join(f"`{name}`" for name in linformer_hf.__all__ if "For" in name)
         + " take what BERT's heads take; [LinformerConfig](configuration.md) has a page of its own.",
         "::: linformer_hf.LinformerPreTrainedModel.resize_position_embeddings",
-        *(f"::: {name}" for name in functions),
+        *(f"::: {name}{arguments(name.rpartition('.')[2])}" for name in functions),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def arguments(verb: str) -> str:
+    """A table of what a verb takes, in place of its signature, which is made at run time from its options."""
+    if verb not in cli.VERBS or verb in cli.RECIPE_VERBS:
+        return ""
+    texts, rows = help_texts(cli.VERBS[verb].options), []
+    for name, one in inspect.signature(getattr(linformer_hf, verb)).parameters.items():
+        default = "required" if one.default is one.empty else f"`{one.default!r}`"
+        rows.append((f"`{name}`", f"`{inspect.formatannotation(one.annotation)}`", default, texts.get(name, "")))
+    listed = table(("argument", "type", "default", "what it is"), rows)
+    return f"\n    options: {{show_signature: false}}\n\n{listed}"
 
 
 def benchmark_index() -> str:

@@ -1,6 +1,14 @@
 """Linformer for Hugging Face Transformers: importing the package registers the family with the Auto classes."""
 
+import os
+import sys
 from importlib import import_module
+
+
+# The command line: torch's threads sleep while they wait, and leave the cores to others. torch reads it when it is
+# loaded; a program that Python still looks for is called "-m".
+if os.path.basename(sys.argv[0]) == "linformer-hf" or (sys.argv[0] == "-m" and "linformer_hf" in sys.orig_argv):
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import transformers
 
@@ -28,9 +36,8 @@ for auto_class, target in AUTO_MAP.items():
         model_class.register_for_auto_class(auto_class)
 del auto_class, target, model_class
 
-VERBS = {"convert": "conversion", "export": "hub", "push": "hub"} | dict.fromkeys(
-    ("pretrain", "finetune", "distill"), "training"
-)
+VERBS = {"convert": "conversion", "export": "hub", "push": "hub"}
+VERBS |= dict.fromkeys(("pretrain", "finetune", "distill"), "training")
 
 
 def __getattr__(name: str):

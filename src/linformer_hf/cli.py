@@ -1,4 +1,7 @@
-"""`linformer-hf VERB ...`: one verb, one function, imported when it is called."""
+"""`linformer-hf VERB ...`: one verb, one function, imported when it is called.
+
+What a module's `told(result)` says, if it has one, is shown: Markdown, and a last line.
+"""
 
 import argparse
 import contextlib
@@ -9,36 +12,95 @@ import os
 import shlex
 import signal
 import sys
+import types
 from collections.abc import Iterator, Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
 
-from .conversion.key_tables import FAMILIES
-from .utils.processes import end_with_parent, sigterm_raises
+from .utils.options import (
+    App,
+    Argument,
+    Convert,
+    Demo,
+    Export,
+    Option,
+    Push,
+    RecipeRun,
+    Reproduce,
+    Training,
+    marks,
+)
+from .utils.processes import check_count, end, end_with_parent, leave_group, sigterm_raises
 
 
-RECIPE_VERBS = {
-    "pretrain": "pretrain a Linformer as a masked language model",
-    "finetune": "fine-tune a checkpoint on a classification or regression task",
-    "distill": "train a converted model to give what its source gives",
-    "benchmark": "time and memory beside every alternative, the paper's Table 3 and Figure 2",
-    "spectrum": "how far from low rank a model's attention maps are (the paper's Figure 1), and which K they need",
-    "sweep": "pretrain one recipe many times, changed along K, sharing, N, ... (the paper's Figure 3)",
-    "theory": "the paper's two theorems, measured on attention maps beside their bounds",
-    "compare": "fine-tune several checkpoints alike, on several tasks with several seeds, into one table",
+class Verb(NamedTuple):
+    """One line of the table: the function `verb` of a module, what it takes, and what it is for."""
+
+    module: str
+    options: type
+    help: str
+    more: str = ""  # behind `help` in the verb's own --help
+
+
+VERBS = {
+    "pretrain": Verb("training.pretrain", Training, "pretrain a Linformer as a masked language model"),
+    "finetune": Verb("training.finetune", Training, "fine-tune a checkpoint on a classification or regression task"),
+    "distill": Verb("training.distill", Training, "train a converted model to give what its source gives"),
+    "benchmark": Verb(
+        "benchmark.benchmark", RecipeRun, "time and memory beside every alternative, the paper's Table 3 and Figure 2"
+    ),
+    "spectrum": Verb(
+        "paper.spectrum",
+        RecipeRun,
+        "how far from low rank a model's attention maps are (the paper's Figure 1), and which K they need",
+    ),
+    "sweep": Verb(
+        "paper.sweep",
+        RecipeRun,
+        "pretrain one recipe many times, changed along K, sharing, N, ... (the paper's Figure 3)",
+    ),
+    "theory": Verb(
+        "paper.theory", RecipeRun, "the paper's two theorems, measured on attention maps beside their bounds"
+    ),
+    "compare": Verb(
+        "paper.compare",
+        RecipeRun,
+        "fine-tune several checkpoints alike, on several tasks with several seeds, into one table",
+    ),
+    "demo": Verb(
+        "demo.demo",
+        Demo,
+        "pretrain and fine-tune a small Linformer on real text, and report what it learned (minutes on 2 cores)",
+    ),
+    "reproduce": Verb(
+        "paper.reproduce",
+        Reproduce,
+        "the paper's figures and tables, run or reused, on one page with a verdict on every claim",
+        ".",
+    ),
+    "convert": Verb(
+        "conversion.convert",
+        Convert,
+        "make a pretrained BERT or RoBERTa a Linformer, in minutes, and report how faithful it is",
+        ".",
+    ),
+    "export": Verb(
+        "hub.export",
+        Export,
+        "write a checkpoint as an ONNX file and check it under onnxruntime (pip install 'linformer_hf[onnx]')",
+        ".",
+    ),
+    "push": Verb("hub.push", Push, "check a finished model's folder and upload it to the Hub", ", in one commit."),
+    "app": Verb(
+        "app.app",
+        App,
+        "a page in the browser to try a model on texts of your own (pip install 'linformer_hf[app]')",
+        ". It listens on this machine only; Ctrl-C ends it.",
+    ),
 }
-MODULES = {
-    **{verb: f"training.{verb}" for verb in ("pretrain", "finetune", "distill")},
-    **{verb: f"paper.{verb}" for verb in ("spectrum", "theory", "sweep", "compare", "reproduce")},
-    **{verb: f"hub.{verb}" for verb in ("push", "export")},
-    "convert": "conversion.convert",
-    "benchmark": "benchmark.benchmark",
-    "demo": "demo.demo",
-    "app": "app.app",
-}
-SCALES = ("quick", "cpu", "paper")
-EVERYWHERE = ("verb", "traceback", "quiet", "json")  # options that no verb sees
-RESUMABLE = ("pretrain", "finetune", "distill")  # the others keep what is finished, or take minutes
+RECIPE_VERBS = [verb for verb, facts in VERBS.items() if issubclass(facts.options, RecipeRun)]
+RESUMABLE = [verb for verb in RECIPE_VERBS if VERBS[verb].options is Training]
 EPILOG = """\
 A recipe is one YAML file = one run; section.key=value changes it for this run, for example
   linformer-hf pretrain configs/pretrain/tiny-cpu.yaml data.sources.0.path=texts training.output_dir=runs/mine
@@ -59,34 +121,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, text in RECIPE_VERBS.items():
-        command = verbs.add_parser(
-            verb, help=text, description=text, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        command.add_argument("recipe", metavar="RECIPE.yaml")
-        command.add_argument("overrides", nargs="*", metavar="section.key=value")
-        if verb in RESUMABLE:
-            text = "go on from the last whole checkpoint in output_dir"
-            command.add_argument("--resume", action="store_true", help=text)
-    text = "pretrain and fine-tune a small Linformer on real text, and report what it learned (minutes on 2 cores)"
-    command = verbs.add_parser("demo", help=text, description=text)
-    command.add_argument("--output", default="runs/demo", metavar="FOLDER", help="default: %(default)s")
-    command.add_argument("--force", action="store_true", help="delete an earlier demo in that folder first")
-    text = "the paper's figures and tables, run or reused, on one page with a verdict on every claim"
-    command = verbs.add_parser("reproduce", help=text, description=text + ".")
-    command.add_argument("--scale", required=True, choices=SCALES, help="which configs/reproduce/SCALE.yaml")
-    command.add_argument("--no-run", action="store_true", help="run nothing: report what is there")
-    command.add_argument("overrides", nargs="*", metavar="reproduce.key=value")
-    _add_convert(verbs)
-    text = "write a checkpoint as an ONNX file and check it under onnxruntime (pip install 'linformer_hf[onnx]')"
-    command = verbs.add_parser("export", help=text, description=text + ".")
-    command.add_argument("folder", metavar="FOLDER", help="a saved model, as a run or `convert` leaves it")
-    command.add_argument("--format", default="onnx", metavar="FORMAT", help="onnx (default: %(default)s)")
-    command.add_argument("--output", metavar="FILE", help="default: FOLDER/model.onnx")
-    command.add_argument("--opset", type=int, metavar="N", help="ONNX opset, 18 or later; default: the exporter's")
-    _add_push(verbs)
-    _add_app(verbs)
-    for command in verbs.choices.values():
+    for verb, (_, options, text, more) in VERBS.items():
+        command = verbs.add_parser(verb, help=text, description=text + more)
+        if verb in RECIPE_VERBS:
+            command.epilog, command.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+        for name, (kind, default, mark) in marks(options).items():
+            _add(command, name, kind, default, mark)
         command.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
         told = command.add_mutually_exclusive_group()
         told.add_argument(
@@ -98,75 +138,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_convert(verbs: Any) -> None:
-    *others, last = FAMILIES
-    text = "make a pretrained BERT or RoBERTa a Linformer, in minutes, and report how faithful it is"
-    command = verbs.add_parser("convert", help=text, description=text + ".")
-    command.add_argument(
-        "source",
-        metavar="SOURCE",
-        help=f"Hub name or folder of a {', '.join(others)} or {last} model, or the .pt file of an official fairseq "
-        "Linformer",
-    )
-    command.add_argument("output", metavar="OUTPUT", help="folder to write; it must not exist or be empty")
-    command.add_argument(
-        "--projected-length",
-        type=_lengths,
-        metavar="K",
-        help="keys of each query, one number or one for each layer (256,256,128,...); default: 128",
-    )
-    command.add_argument("--max-length", type=int, metavar="N", help="longest input in tokens; default: the source's")
-    command.add_argument(
-        "--positions",
-        choices=("repeat", "interpolate"),
-        default="repeat",
-        help="how positions are extended beyond the source's (default: %(default)s)",
-    )
-    command.add_argument(
-        "--projection-type",
-        choices=("gated_pool", "mean_pool", "max_pool", "linear", "fixed", "conv"),
-        help="default: gated_pool",
-    )
-    command.add_argument("--projection-sharing", choices=("none", "headwise", "key_value", "layerwise"))
-    command.add_argument(
-        "--local-window",
-        type=int,
-        metavar="W",
-        help="gated_pool: 3 W of the K keys are the single tokens around the query; default: K / 4",
-    )
-    command.add_argument(
-        "--calibrate",
-        metavar="CORPUS",
-        help="text to calibrate on: a file, a folder or a glob; hub:NAME; or demo, the text of installed packages",
-    )
-    command.add_argument("--calibration-rows", type=int, metavar="ROWS", help="default: 131,072 tokens' worth")
-    command.add_argument("--tokenizer", metavar="NAME", help="another tokenizer than the source's own")
-    command.add_argument("--revision", help="commit, branch or tag of a Hub repository")
-    command.add_argument("--seed", type=int, default=0, help="of the text that is drawn (default: %(default)s)")
-
-
-def _add_push(verbs: Any) -> None:
-    text = "check a finished model's folder and upload it to the Hub"
-    command = verbs.add_parser("push", help=text, description=text + ", in one commit.")
-    command.add_argument(
-        "folder", metavar="FOLDER", help="what a run or save_pretrained left: weights, tokenizer, card"
-    )
-    command.add_argument("repository", metavar="USER/NAME", help="created if it is not there")
-    command.add_argument("--private", action="store_true", help="create it as a private repository")
-    command.add_argument("--revision", metavar="R", help="a branch, created if it is not there; default: main")
-    command.add_argument("--dry-run", action="store_true", help="check and list the files, send nothing")
-
-
-def _add_app(verbs: Any) -> None:
-    text = "a page in the browser to try a model on texts of your own (pip install 'linformer_hf[app]')"
-    command = verbs.add_parser(
-        "app", help=text, description=text + ". It listens on this machine only; Ctrl-C ends it."
-    )
-    command.add_argument("folder", metavar="FOLDER", help="a saved model, as a run or `convert` leaves it")
-    text = "what it was converted from, to compare with; default: what the conversion noted, if that is a folder"
-    command.add_argument("--source", metavar="SOURCE", help=text)
-    command.add_argument("--port", type=int, metavar="PORT", help="default: the first free one from 7860 on")
-    command.add_argument("--show", action="store_true", help="open a browser")
+def _add(command: argparse.ArgumentParser, name: str, kind: Any, default: Any, mark: Argument | Option) -> None:
+    """An argument of the parser, from a field of a verb's options."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    given: dict[str, Any] = {"help": mark.help}
+    if isinstance(mark, Argument):
+        given |= {"metavar": mark.metavar} | ({} if default is MISSING else {"nargs": "*"})
+        command.add_argument(name, **given)
+        return
+    flag = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        flag, given["action"] = (flag.replace("--", "--no-"), "store_false") if default else (flag, "store_true")
+    elif choices := [choice for one in kinds if get_origin(one) is Literal for choice in get_args(one)]:
+        given["choices"] = choices
+    else:
+        given |= {"type": _lengths if list[int] in kinds else int if int in kinds else str, "metavar": mark.metavar}
+    command.add_argument(flag, dest=name, required=default is MISSING, default=default, **given)
 
 
 def _lengths(text: str) -> int | list[int]:
@@ -179,7 +166,11 @@ def _lengths(text: str) -> int | list[int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb.
+    """Run a verb: what `linformer-hf`, `python -m linformer_hf` and scripts/ begin and, in each process, end with.
+
+    Args:
+        arguments: by default this program's own. Then, if all has gone well, one of several processes that share a run
+            leaves the others and ends here.
 
     Returns:
         The exit status: 0; 2 with one line `error: ...` for what the user can put right; 130 after Ctrl-C and 143 after
@@ -201,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with sigterm_raises(), _told(options):
             place = _run(options)
         _tell(options, place)
+        if arguments is None and leave_group():
+            end()
     except KeyboardInterrupt as interruption:
         number = getattr(interruption, "number", signal.SIGINT)
         if os.environ.get("RANK", "0") == "0":
@@ -254,17 +247,23 @@ def _tell(options: argparse.Namespace, place: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> Any:
-    """Call the verb; what it returns: where its results are."""
-    verb = getattr(importlib.import_module(f".{MODULES[options.verb]}", __package__), options.verb)
-    if options.verb == "demo":
-        return verb(options.output, force=options.force)
-    if options.verb == "reproduce":
-        return verb(options.scale, options.overrides, run=not options.no_run)
-    if options.verb in ("convert", "export", "push", "app"):
-        given = {key: value for key, value in vars(options).items() if value is not None}
-        return verb(**{key: value for key, value in given.items() if key not in EVERYWHERE})
-    given = {"resume": options.resume} if options.verb in RESUMABLE else {}
-    return verb(options.recipe, options.overrides, **given)
+    """Call the verb with what was given, and leave the rest to its defaults; what it returns: where its results are."""
+    module, taken, *_ = VERBS[options.verb]
+    given = {name: value for name in marks(taken) if (value := getattr(options, name)) is not None}
+    check_count(given.pop("expect_processes", None), options.verb)
+    found = importlib.import_module(f".{module}", __package__)
+    verb = getattr(found, options.verb)
+    if options.verb in RECIPE_VERBS:
+        return verb(given.pop("recipe"), given.pop("overrides"), **given)
+    made = verb(**given)
+    if hasattr(found, "told"):
+        from .utils.runs import show  # here: --help needs none of it
+
+        text, line = found.told(made)
+        if text:
+            show(f"\n{text}\n")
+        print(line)
+    return made
 
 
 def _again(arguments: Sequence[str]) -> str:

@@ -201,11 +201,12 @@ def test_a_process_that_dies_ends_the_command_and_the_last_checkpoint_stands(rec
     assert_close(folder, one)
 
 
-def test_another_number_of_processes_than_expected_is_refused(recipe, tmp_path):
-    command = [sys.executable, str(SCRIPTS / "pretrain.py"), recipe, "--expect-processes", "2"]
+@pytest.mark.parametrize("program", [[str(SCRIPTS / "pretrain.py")], ["-P", "-m", "linformer_hf", "pretrain"]])
+def test_another_number_of_processes_than_expected_is_refused(recipe, program):
+    command = [sys.executable, *program, recipe, "--expect-processes", "2"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert ran.returncode == 2
-    assert "--expect-processes 2, but the launcher started 1" in ran.stderr
+    assert "error: --expect-processes 2, but the launcher started 1" in ran.stderr
 
 
 def test_fsdp_that_would_shard_nothing_is_refused(recipe, tmp_path):

@@ -19,6 +19,7 @@ from ..conversion.huggingface import read_source
 from ..hub.export import load
 from ..modeling_linformer import LinformerForMaskedLM, LinformerForSequenceClassification
 from ..utils.files import RESULTS_FILE, loading
+from ..utils.options import App, takes
 from ..utils.reporting import format_number, markdown_table
 from . import views as app_views
 from .views import Subject
@@ -30,15 +31,9 @@ HOST = "127.0.0.1"
 EXAMPLE = "The doctor prescribed a new {} for the patient, who had been ill for a week."
 
 
-def app(folder: str | os.PathLike, source: str | None = None, port: int | None = None, show: bool = False) -> None:
+@takes(App)
+def app(options: App) -> None:
     """Serve the page until Ctrl-C.
-
-    Args:
-        folder: a saved model, as a run, `convert` or `save_pretrained` leaves it.
-        source: Hub name or folder of what it was converted from; by default what the conversion noted, if that is a
-            folder which is still there.
-        port: by default the first free one from 7860 on.
-        show: open a browser.
 
     Raises:
         ValueError: Gradio is not installed, the folder holds no Linformer, or the port is taken.
@@ -46,11 +41,11 @@ def app(folder: str | os.PathLike, source: str | None = None, port: int | None =
     """
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'linformer_hf[app]'.")
-    if port is not None:
-        _check_port(port)
-    blocks = page(read(folder, source), str(folder))
-    options = {"server_name": HOST, "server_port": port, "inbrowser": show, "share": False, "quiet": True, **look()}
-    _, address, _ = blocks.launch(prevent_thread_lock=True, **options)
+    if options.port is not None:
+        _check_port(options.port)
+    blocks = page(read(options.folder, options.source), str(options.folder))
+    served = {"server_name": HOST, "server_port": options.port, "inbrowser": options.show, "share": False}
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **served, **look())
     print(f"The page: {address}  (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
 

@@ -8,11 +8,11 @@ most K tokens are exact.
 
 import logging
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,20 +23,24 @@ from ..hub.card import write_card
 from ..modeling_linformer import LinformerPreTrainedModel
 from ..utils import checksums
 from ..utils.environment import environment
-from ..utils.files import RESULTS_FILE, write_json
-from ..utils.runs import show
+from ..utils.files import RESULTS_FILE, read_json, write_json
+from ..utils.options import Convert, takes
 from . import fidelity
-from .calibrate import calibrate as calibrate_layers
+from .calibrate import calibrate
 from .huggingface import read_source
 from .shorten import exact_twin, shortened
 from .sources import ConversionError, Source
-from .texts import TextRows, text_rows
+from .texts import text_rows
 
 
 logger = logging.getLogger(__name__)
 
 CALIBRATION_TOKENS = 131_072
 HELD_OUT_ROWS, HELD_OUT_TOKENS = 48, 32_768
+# Options that are fields of LinformerConfig; see `default_projection`.
+PROJECTION = ("projected_length", "projection_type", "projection_sharing", "local_window", "length_correction")
+# Options that say where things are on this machine, and not what was made.
+PLACES = ("source", "output", "cache_dir")
 
 
 def default_projection(
@@ -103,34 +107,13 @@ def convert_model(
     model = shortened(source, length, positions, default_projection(**fields))
     if rows is not None:
         twin = twin or exact_twin(source, length, positions)
-        calibrate_layers(twin.base_model, model.base_model, rows, strength)
+        calibrate(twin.base_model, model.base_model, rows, strength, source.length)
     return model
 
 
-def convert(
-    source: str,
-    output: str | Path,
-    *,
-    max_length: int | None = None,
-    positions: Literal["repeat", "interpolate"] = "repeat",
-    calibrate: str | None = None,
-    calibration_rows: int | None = None,
-    tokenizer: str | None = None,
-    revision: str | None = None,
-    cache_dir: str | None = None,
-    seed: int = 0,
-    **projection: Any,
-) -> Path:
+@takes(Convert)
+def convert(options: Convert) -> Path:
     """Convert, measure and write a folder that `from_pretrained` loads.
-
-    Args:
-        source: Hub name or folder of a model of one of `key_tables.FAMILIES` (bert, roberta and their kin), or the
-            `.pt` file of an official fairseq Linformer.
-        output: a folder that does not exist yet, or is empty.
-        calibrate: text to calibrate on: a file, a folder or a glob; `hub:NAME`; `demo`, the text of installed packages.
-        calibration_rows: rows of N tokens (default: 131,072 tokens' worth).
-        tokenizer, revision, cache_dir: as in `read_source` and PretrainingData.
-        projection, max_length, positions: as in `convert_model`.
 
     Returns:
         `output`: weights, tokenizer, code, results.json, fidelity.json, fidelity.md, fidelity.png and a model card.
@@ -140,75 +123,70 @@ def convert(
         ConversionError, ValueError, OSError: nothing is left behind; the message says what is wrong.
     """
     started = time.time()
-    folder = Path(output)
-    _check_arguments(folder, calibrate, calibration_rows)
-    read = read_source(source, revision, tokenizer)
-    length = read.length if max_length is None else max_length
-    options = {"max_length": length, "positions": positions, "calibrate": calibrate, "seed": seed, **projection}
-    options |= {"calibration_rows": calibration_rows, "tokenizer": tokenizer, "revision": revision}
-    report = None
-    if read.projection:
-        if calibrate:
-            raise ConversionError(f"{source} is an exact Linformer already; there is nothing to calibrate.")
-        model = convert_model(read, length, positions, **projection)
-    else:
-        if calibrate:
-            projection.setdefault("length_correction", True)
-        convert_model(read, length, positions, **projection)  # refuses bad options before any text is read
-        texts = _texts(read, calibrate, calibration_rows, length, seed, cache_dir)
-        model, report = _shorten(read, texts, length, positions, projection)
+    folder = Path(options.output)
+    _check(folder, options)
+    source = read_source(options.source, options.revision, options.tokenizer)
+    projection = {name: value for name in PROJECTION if (value := getattr(options, name)) is not None}
+    if options.max_length is None:
+        options = replace(options, max_length=source.length)
+    if not source.projection:
+        projection.setdefault("length_correction", bool(options.calibrate))
+        options = replace(options, length_correction=projection["length_correction"])
+    elif options.calibrate:
+        raise ConversionError(f"{options.source} is an exact Linformer already; there is nothing to calibrate.")
+    # Refuses what does not fit before any text is read.
+    model = convert_model(source, options.max_length, options.positions, **projection)
+    report = None if source.projection else _calibrated(source, model, options)
     with _whole_folder(folder.resolve()) as beside:  # a link, or the current folder, has another name
-        _save(beside, read, model, options, report, started)
-    if report is not None:
-        show("\n" + fidelity.summary_table(report["lengths"]) + "\n")
-    written = RESULTS_FILE if report is None else f"{fidelity.REPORT_FILE} and {RESULTS_FILE}"
-    print(f"Converted model, {written}: {folder.resolve()}")
+        _save(beside, source, model, options, report, started)
     return folder
 
 
-def _check_arguments(folder: Path, calibrate: str | None, calibration_rows: int | None) -> None:
+def told(folder: Path) -> tuple[str, str]:
+    """What the command line says of a conversion: Markdown, and a last line."""
+    report = read_json(folder / RESULTS_FILE, "Convert again.")["fidelity"]
+    if report is None:
+        return "", f"Converted model, {RESULTS_FILE}: {folder.resolve()}"
+    written = f"{fidelity.REPORT_FILE} and {RESULTS_FILE}"
+    return fidelity.summary_table(report["lengths"]), f"Converted model, {written}: {folder.resolve()}"
+
+
+def _check(folder: Path, options: Convert) -> None:
+    rows = options.calibration_rows
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder. Name another OUTPUT, or delete it.")
-    if calibration_rows is not None and not calibrate:
-        raise ValueError(f"calibration_rows={calibration_rows} would have no effect without text (--calibrate).")
-    if calibration_rows is not None and calibration_rows < 1:
-        raise ValueError(f"calibration_rows must be at least 1, got {calibration_rows}.")
+    if rows is not None and not options.calibrate:
+        raise ValueError(f"calibration_rows={rows} would have no effect without text (--calibrate).")
+    if rows is not None and rows < 1:
+        raise ValueError(f"calibration_rows must be at least 1, got {rows}.")
 
 
-def _shorten(
-    source: Source,
-    texts: TextRows,
-    length: int,
-    positions: Literal["repeat", "interpolate"],
-    projection: dict[str, Any],
-) -> tuple[LinformerPreTrainedModel, dict[str, Any]]:
-    """The model, calibrated where there are rows for it, and its fidelity report."""
-    print(f"Converting {source.name}: {source.architecture}, N = {length}")
-    twin = exact_twin(source, length, positions)
+def _calibrated(source: Source, model: LinformerPreTrainedModel, options: Convert) -> dict[str, Any]:
+    """Calibrate the model where there are rows for it; its fidelity report."""
+    assert source.tokenizer is not None
+    assert options.max_length is not None
+    length = options.max_length
+    count = options.calibration_rows or max(8, CALIBRATION_TOKENS // length)
+    held_out = max(8, min(HELD_OUT_ROWS, HELD_OUT_TOKENS // length))
+    texts = text_rows(options.calibrate, source.tokenizer, length, count, held_out, options.seed, options.cache_dir)
+    logger.info("Converting %s: %s, N = %s", source.name, source.architecture, length)
+    twin = exact_twin(source, length, options.positions)
     difference = fidelity.check_twin(source, twin, texts.held_out)
     started = time.time()
-    model = convert_model(source, length, positions, texts.calibration or None, twin, **projection)
+    if texts.calibration:
+        calibrate(twin.base_model, model.base_model, texts.calibration, window=source.length)
     seconds = time.time() - started if texts.calibration else 0.0
     report = fidelity.report(source, twin, model, texts.held_out, difference)
-    return model, report | {"calibration_seconds": seconds, "text": texts.counts}
-
-
-def _texts(
-    source: Source, corpus: str | None, calibration_rows: int | None, length: int, seed: int, cache_dir: str | None
-) -> TextRows:
-    assert source.tokenizer is not None
-    count = calibration_rows or max(8, CALIBRATION_TOKENS // length)
-    held_out = max(8, min(HELD_OUT_ROWS, HELD_OUT_TOKENS // length))
-    return text_rows(corpus, source.tokenizer, length, count, held_out, seed, cache_dir)
+    return report | {"calibration_seconds": seconds, "text": texts.counts}
 
 
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its place when the block ends well, and else disappears."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    beside.chmod(0o777 & ~_umask())  # mkdtemp's is for its owner only
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as owners:
+        beside = Path(owners, folder.name)  # with the permissions of any new folder: the one around it is its owner's
+        beside.mkdir()
         yield beside
         if not folder.is_dir():
             os.rename(beside, folder)
@@ -216,21 +194,13 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         # Empty, as was checked. It stays: it may be a shell's current folder. results.json comes last, as in every run.
         for path in sorted(beside.iterdir(), key=lambda path: path.name == RESULTS_FILE):
             os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _save(
     folder: Path,
     source: Source,
     model: LinformerPreTrainedModel,
-    options: dict[str, Any],
+    options: Convert,
     report: dict[str, Any] | None,
     started: float,
 ) -> None:
@@ -245,8 +215,8 @@ def _save(
         "verb": "convert",
         "source": source.name,
         "architecture": source.architecture,
-        "options": options,
-        **environment(options["seed"], torch.device("cpu"), "float32"),
+        "options": {name: value for name, value in asdict(options).items() if name not in PLACES},
+        **environment(options.seed, torch.device("cpu"), "float32"),
         "parameters": sum(p.numel() for p in model.parameters()),
         "fidelity": report,
         "wall_seconds": time.time() - started,

@@ -5,6 +5,7 @@ number with what needs no learning: token frequencies, the majority class, word 
 random weights.
 """
 
+import logging
 import math
 import shutil
 import statistics
@@ -23,9 +24,11 @@ from ..training.finetune import finetune
 from ..training.pretrain import pretrain
 from ..utils.figures import new_figure, save_figure
 from ..utils.files import RESULTS_FILE, read_json, write_json, write_text
+from ..utils.options import Demo, takes
 from ..utils.reporting import markdown_table
-from ..utils.runs import show
 
+
+logger = logging.getLogger(__name__)
 
 SEEDS = (0, 1, 2)
 MASKED_SENTENCES = (
@@ -39,7 +42,8 @@ MASKED_SENTENCES = (
 FOLDERS = {True: "finetuned", False: "from-random"}
 
 
-def demo(output: str = "runs/demo", force: bool = False) -> Path:
+@takes(Demo)
+def demo(options: Demo) -> Path:
     """Run the demo in the folder `output`.
 
     Raises:
@@ -47,11 +51,11 @@ def demo(output: str = "runs/demo", force: bool = False) -> Path:
         FileNotFoundError: the demo's text is not installed; the message holds the command.
     """
     started = time.time()
-    folder = Path(output)
+    folder = Path(options.output)
     for package in DEMO_PACKAGES:
         installed_path(package, "__init__.py")
     if folder.exists() and any(folder.iterdir()):
-        if not force:
+        if not options.force:
             raise FileExistsError(f"{folder} is not empty: add --force to delete it first, or name another --output.")
         if not (folder / "pretrained").exists():
             raise FileExistsError(f"{folder} holds no earlier demo; --force deletes demos only. Name another --output.")
@@ -59,13 +63,13 @@ def demo(output: str = "runs/demo", force: bool = False) -> Path:
     # Only CPUs that multiply bfloat16 in hardware gain from it; the others would emulate it, slowly.
     half = f"training.bf16={'true' if torch.cpu._is_avx512_bf16_supported() else 'false'}"
 
-    print(
-        "1/3  Pretraining on Shakespeare, Milton, the World English Bible and Python's topics, "
-        f"into {folder / 'pretrained'}"
+    logger.info(
+        "1/3  Pretraining on Shakespeare, Milton, the World English Bible and Python's topics, into %s",
+        folder / "pretrained",
     )
     pretrained = pretrain(recipe("pretrain"), [f"training.output_dir={folder / 'pretrained'}", half])
     runs: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    print(f"2/3  Fine-tuning on bible-paraphrase: {len(SEEDS)} seeds from these weights, {len(SEEDS)} from random ones")
+    logger.info("2/3  Fine-tuning on bible-paraphrase: %d seeds from these weights, and from random ones", len(SEEDS))
     for seed in SEEDS:
         for learned in (True, False):
             place = finetune(
@@ -79,16 +83,20 @@ def demo(output: str = "runs/demo", force: bool = False) -> Path:
                 ],
             )
             runs[learned].append(_results(place))
-    print("3/3  Loading both with the Auto classes and pipelines")
+    logger.info("3/3  Loading both with the Auto classes and pipelines")
     content = summary(_results(pretrained), runs, time.time() - started)
     content["fillings"] = fill_masks(pretrained)
     content["pairs"] = classify_pairs(folder / f"{FOLDERS[True]}-{SEEDS[0]}")
     plot(folder / "report.png", content, _results(pretrained))
     write_text(folder / "report.md", render(content, folder))
     write_json(folder / RESULTS_FILE, content)
-    show("\n" + render(content, folder))
-    print(f"Report: {(folder / 'report.md').resolve()}")
     return folder
+
+
+def told(folder: Path) -> tuple[str, str]:
+    """What the command line says of a demo: Markdown, and a last line."""
+    report = folder / "report.md"
+    return report.read_text(encoding="utf-8"), f"Report: {report.resolve()}"
 
 
 def recipe(name: str) -> Path:

@@ -9,7 +9,6 @@ is not left behind.
 import importlib.util
 import logging
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from .. import modeling_linformer
 from ..configuration_linformer import LinformerConfig
 from ..modeling_linformer import LinformerPreTrainedModel
 from ..utils.files import loading
+from ..utils.options import Export, takes
 
 
 logger = logging.getLogger(__name__)
@@ -57,53 +57,45 @@ class _Graph(nn.Module):
         return tuple(answer[name] for name in self.outputs)
 
 
-def export(
-    folder: str | os.PathLike, format: str = "onnx", output: str | os.PathLike | None = None, opset: int | None = None
-) -> Path:
+@takes(Export)
+def export(options: Export) -> Path:
     """Write a checkpoint as a file that other runtimes read, and check it.
 
-    Args:
-        folder: a saved model, as `save_pretrained`, a run or `linformer-hf convert` leaves it.
-        format: "onnx".
-        output: the file to write; by default `model.onnx` in `folder`. An existing one is replaced once the new one
-            has passed the check. Weights beyond ONNX's 2 GB go into a second file beside it, `<output>.data`.
-        opset: of the file, 18 or later; by default the exporter's.
-
     Returns:
-        The file.
+        The file. An existing one is replaced once the new one has passed the check. Weights beyond ONNX's 2 GB go into
+        a second file beside it, `<output>.data`.
 
     Raises:
         ExportError: the format is unknown, a package is missing, the folder's head or weights are not there, the
             exporter fails, or the file does not give what PyTorch gives (then none is left).
         OSError: the folder or the output cannot be read or written.
     """
-    if format not in FORMATS:
-        raise ExportError(f"format {format!r} is not known; there is: {', '.join(FORMATS)}.")
+    folder, opset = options.folder, options.opset
+    if options.format not in FORMATS:
+        raise ExportError(f"format {options.format!r} is not known; there is: {', '.join(FORMATS)}.")
     if opset is not None and opset < LOWEST_OPSET:
         raise ExportError(f"opset {opset} is too low: the exporter writes {LOWEST_OPSET} or later.")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"{', '.join(missing)} not installed: pip install 'linformer_hf[onnx]'.")
-    target = Path(folder) / "model.onnx" if output is None else Path(output)
+    target = Path(folder) / "model.onnx" if options.output is None else Path(options.output)
     if target.is_dir():
         raise ExportError(f"{target} is a folder; name a file, such as {target / 'model.onnx'}.")
     model = load(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, under its name: a file with external weights holds the name of the second file.
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+        written = Path(beside, target.name)
         inputs, outputs = signature(model)
-        _write(model, inputs, outputs, beside / target.name, opset)
-        difference = largest_difference(model, inputs, outputs, beside / target.name)
+        _write(model, inputs, outputs, written, opset)
+        difference = largest_difference(model, inputs, outputs, written)
         if not difference <= TOLERANCE:  # also NaN
             raise ExportError(
                 f"onnxruntime differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; no file is left. "
                 "Another --opset may help."
             )
-        for path in sorted(beside.iterdir(), reverse=True):  # weights before the graph that names them
+        for path in sorted(written.parent.iterdir(), reverse=True):  # weights before the graph that names them
             path.replace(target.parent / path.name)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     logger.info("largest difference between onnxruntime and PyTorch: %.1e (allowed: %.0e)", difference, TOLERANCE)
     logger.info("%s is in %s (%.1f MB)", type(model).__name__, target, target.stat().st_size / 1e6)
     return target

@@ -21,6 +21,7 @@ from yaml import YAMLError
 from ..configuration_linformer import AUTO_MAP
 from ..utils import checksums
 from ..utils.files import CARD_FILE, RECIPE_FILE, RESULTS_FILE
+from ..utils.options import Push, takes
 from ..utils.places import ACCESS_TOKEN, from_home
 
 
@@ -36,8 +37,6 @@ VOCABULARIES = {"tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.
 REPORTS = {CARD_FILE, RESULTS_FILE, RECIPE_FILE, "LICENSE", "fidelity.json", "fidelity.md"}
 PICTURES = {".png", ".svg", ".jpg"}
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-# Trainer writes it beside every model, and nothing that loads a model reads it.
-LEFT_OUT = "training_args.bin"
 SECRET = re.compile(ACCESS_TOKEN.pattern.encode())
 PLACEHOLDER = "<this folder or repository>"  # of CARD_TEMPLATE
 
@@ -46,18 +45,12 @@ class PushError(ValueError):
     """What is to be pushed, or where to, is not right; the message names it and the way out."""
 
 
-def push(
-    folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None, dry_run: bool = False
-) -> str | None:
+@takes(Push)
+def push(options: Push) -> str | None:
     """Check a folder and upload it to the Hub: weights, tokenizer, code, model card, results and pictures.
 
-    Args:
-        folder: what pretrain, finetune, distill, convert or save_pretrained left, with a tokenizer and a model card; or
-            an adapter that PEFT saved, with a model card, whose base model is on the Hub.
-        repository: owner/name; it is created if it does not exist.
-        private: create it as a private one.
-        revision: a branch, which is created if it does not exist; by default the repository's main branch.
-        dry_run: check and list the files, and send nothing.
+    The folder is what pretrain, finetune, distill, convert or save_pretrained left, with a tokenizer and a model card;
+    or an adapter that PEFT saved, with a model card, whose base model is on the Hub.
 
     Returns:
         The address of the commit; None for a dry run.
@@ -67,17 +60,18 @@ def push(
         PermissionError: the Hub refuses the token, or the token may not write there.
         ConnectionError: the Hub cannot be reached, or the upload broke off.
     """
+    folder, repository, revision = Path(options.folder), options.repository, options.revision
     _check_names(repository, revision)
-    files = read_folder(Path(folder), repository)
+    files = read_folder(folder, repository)
     place = repository + (f", branch {revision}" if revision else "")
-    print(_listing(files, Path(folder)))
+    print(_listing(files, folder))
     total = sum(_size(content) for content in files.values())
-    if dry_run:
+    if options.dry_run:
         print(f"Would upload {len(files)} files, {total:,} bytes, to {place}. Nothing was sent.")
         return None
     api = HfApi(token=_token(), library_name="linformer_hf")
     with _explained(api.endpoint, repository, revision):
-        commit = _upload(api, repository, files, private, revision)
+        commit = _upload(api, repository, files, options.private, revision)
     print(f"{len(files)} files, {total:,} bytes: {api.endpoint}/{repository} at commit {commit}")
     return f"{api.endpoint}/{repository}/commit/{commit}"
 
@@ -95,7 +89,7 @@ def read_folder(folder: Path, repository: str) -> dict[str, Path | bytes]:
     except ValueError as error:
         raise PushError(str(error)) from error
     present = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    pickles = [name for name in present if Path(name).suffix in PICKLES and name != LEFT_OUT]
+    pickles = [name for name in present if Path(name).suffix in PICKLES and name != checksums.NEVER_READ]
     if pickles:
         raise PushError(
             f"{folder} holds {', '.join(pickles)}: pickled files can run code where they are loaded. Delete them (a "

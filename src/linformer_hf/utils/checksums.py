@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from .renaming import beside
+
 
 CHECKSUMS_FILE = "checksums.json"
 # Trainer writes it beside every model, and nothing that loads a model reads it.
@@ -30,9 +32,8 @@ def write(folder: Path, files: Iterable[Path] | None = None) -> None:
         for path in found
         if path.name not in (CHECKSUMS_FILE, NEVER_READ)
     }
-    beside = folder / f".{CHECKSUMS_FILE}.{os.getpid()}"
-    beside.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, folder / CHECKSUMS_FILE)
+    with beside(folder / CHECKSUMS_FILE) as written:
+        written.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
 
 
 def damage(folder: Path, only: Iterable[str] | None = None) -> str | None:

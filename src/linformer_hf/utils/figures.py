@@ -1,8 +1,9 @@
 """Pictures: matplotlib without pyplot, so that nothing of it is set for the whole process and no window can open."""
 
-import os
 from pathlib import Path
 from typing import Any
+
+from .renaming import beside
 
 
 def new_figure(size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
@@ -21,7 +22,6 @@ def shades(number: int, brightest: float = 0.95) -> list[Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, beside its place and then renamed."""
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    figure.savefig(beside, dpi=120)
-    os.replace(beside, path)
+    """Write a figure as PNG."""
+    with beside(path) as written:
+        figure.savefig(written, dpi=120, format="png")

@@ -6,13 +6,13 @@ A reader never sees half a file.
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import checksums
 from .places import from_home
+from .renaming import beside
 
 
 RESULTS_FILE = "results.json"
@@ -24,9 +24,8 @@ SUM_KEY = "sha256"
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, without the name of the home folder, beside `path`, then rename: nobody sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(from_home(text), encoding="utf-8")
-    os.replace(beside, path)
+    with beside(path) as written:
+        written.write_text(from_home(text), encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,19 +1,24 @@
-"""Signals: as exceptions, and for the processes that this one has started.
+"""Processes: what several that share a run need at their start and end, signals, and those that this one has started.
 
-A training notes them instead (see `watch`).
+A training notes signals instead of ending at them (see `watch`).
 """
 
+import atexit
 import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
+
+import torch.distributed
 
 
+COUNT = "--expect-processes"
 PARENT = "LINFORMER_HF_PARENT"  # in the environment of a run that another one has started: that one's process ID
 GRACE_SECONDS = 60  # for a child that writes a checkpoint before it ends
 
@@ -77,6 +82,46 @@ def end_with_parent() -> None:
             time.sleep(0.2)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def check_count(expected: int | None, verb: str) -> None:
+    """Raise a ValueError unless a launcher has started `expected` processes, if that is given.
+
+    `accelerate launch --cpu --num_processes 2` starts one process without a word.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if expected is not None and expected < 1:
+        raise ValueError(f"{COUNT} needs the number of processes, such as {COUNT} 2.")
+    if expected not in (None, started):
+        raise ValueError(
+            f"{COUNT} {expected}, but the launcher started {started}; start them with "
+            f"torchrun --nproc_per_node {expected} -m linformer_hf {verb} ..."
+        )
+
+
+def leave_group() -> bool:
+    """Leave the processes that share a run, when all of them have come so far; whether there are any.
+
+    Together: a process that leaves while another still reports closes the connections under it.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return True
+
+
+def end() -> NoReturn:
+    """End with status 0 after all that `sys.exit` runs, but without the interpreter's teardown.
+
+    There threads outlive what they use, and rarely, in a resumed run of two processes that had written everything, one
+    aborted with "terminate called without an active exception" (SIGABRT): torchrun then calls the whole run failed.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # joins threads and ends executors, as the interpreter does
+    atexit._run_exitfuncs()  # trackers, logging, temporary folders
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class Child(Protocol):
