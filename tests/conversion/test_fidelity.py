@@ -15,6 +15,7 @@ from linformer_hf.conversion.shorten import exact_twin
 from linformer_hf.conversion.sources import ConversionError
 from linformer_hf.data.masking import Masker
 from linformer_hf.hub.card import model_card
+from linformer_hf.utils import timing
 from linformer_hf.utils.files import read_json
 
 
@@ -123,7 +124,7 @@ def test_the_report_is_whole_and_written(source, held_out, tmp_path):
 
 
 def test_peak_memory_sees_a_large_tensor():
-    peak = fidelity.peak_resident_mib(lambda: torch.ones(64 * 2**18))
+    peak = timing.peak_resident_mib(lambda: torch.ones(64 * 2**18))
     assert peak is None or 60 < peak < 200
 
 
@@ -131,8 +132,8 @@ def test_peak_memory_is_unknown_without_proc(monkeypatch):
     def missing(*_, **__):
         raise FileNotFoundError("/proc/self/clear_refs")
 
-    monkeypatch.setattr(fidelity.Path, "write_text", missing)
-    assert fidelity.peak_resident_mib(lambda: None) is None
+    monkeypatch.setattr(timing.Path, "write_text", missing)
+    assert timing.peak_resident_mib(lambda: None) is None
 
 
 def test_masked_numbers_are_those_of_a_plain_loop(tiny_source, held_out):

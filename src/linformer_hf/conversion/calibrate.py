@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from tqdm.auto import tqdm
 
+from ..configuration_linformer import LinformerConfig
 from ..modeling_linformer import LinformerLayer, LinformerModel
 from ..tokens_linformer import RealTokens
 from .shorten import Windows
@@ -79,19 +80,8 @@ def calibrate(
     Raises:
         ValueError: the student has neither gates nor length corrections, or no row is longer than its smallest K.
     """
-    config = student.config
-    gated = config.projection_type == "gated_pool"
-    if not gated and not config.length_correction:
-        raise ValueError(
-            f"projection_type={config.projection_type!r} without length_correction has nothing to calibrate; set "
-            "length_correction=True, or projection_type='gated_pool'."
-        )
-    rows = [row for row in rows if len(row) > min(config.projected_lengths)]
-    if not rows:
-        raise ValueError(
-            f"no calibration row is longer than projected_length={config.projected_length}, up to which attention is "
-            "exact. Give longer texts, or lower projected_length."
-        )
+    gated = student.config.projection_type == "gated_pool"
+    rows = _worth_calibrating(student.config, rows)
     given = batches(rows)
     tokens = [RealTokens.from_mask(None, ids.shape[1], ids.device) for ids in given]
     states = [student.embeddings(ids, None, None, None, places) for ids, places in zip(given, tokens, strict=True)]
@@ -123,6 +113,22 @@ def calibrate(
         errors.append(relative_error(states, [w.join(g) for w, g in zip(windows, goal, strict=True)]))
     logger.info("calibrated; relative error of each layer's output: %s", ", ".join(f"{e:.3f}" for e in errors))
     return errors
+
+
+def _worth_calibrating(config: LinformerConfig, rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The rows that teach something. Raises a ValueError if there are none, or nothing that could learn."""
+    if config.projection_type != "gated_pool" and not config.length_correction:
+        raise ValueError(
+            f"projection_type={config.projection_type!r} without length_correction has nothing to calibrate; set "
+            "length_correction=True, or projection_type='gated_pool'."
+        )
+    rows = [row for row in rows if len(row) > min(config.projected_lengths)]
+    if not rows:
+        raise ValueError(
+            f"no calibration row is longer than projected_length={config.projected_length}, up to which attention is "
+            "exact. Give longer texts, or lower projected_length."
+        )
+    return rows
 
 
 def correct(

@@ -7,7 +7,6 @@ with). Embeddings are means of the last hidden state over a row's tokens; becaus
 similar directions for any text, the cosine has a floor: that of the constant mean embedding.
 """
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import spearmanr
 from transformers import PreTrainedTokenizerBase
 
 from ..data.masking import Masker
@@ -30,6 +30,7 @@ from ..utils.figures import new_figure, save_figure
 from ..utils.files import write_json, write_text
 from ..utils.places import own_name
 from ..utils.reporting import markdown_table
+from ..utils.timing import peak_resident_mib
 from .shorten import Windows, exact_twin
 from .sources import ConversionError, Source
 from .texts import cut
@@ -240,12 +241,9 @@ def rank_correlation(given: torch.Tensor, goal: torch.Tensor) -> float | None:
     """Spearman correlation of the cosine similarities of all pairs of rows; None below 3 rows."""
     if len(goal) < 3:
         return None
-    pairs = torch.triu_indices(len(goal), len(goal), 1)
-    ranks = []
-    for embeddings in (given, goal):
-        unit = torch.nn.functional.normalize(embeddings.double(), dim=1)
-        ranks.append((unit @ unit.T)[pairs[0], pairs[1]].argsort().argsort().double())
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+    one, two = torch.triu_indices(len(goal), len(goal), 1)
+    similar = [torch.cosine_similarity(all_[one].double(), all_[two].double()) for all_ in (given, goal)]
+    return float(spearmanr(*similar).statistic)
 
 
 @torch.no_grad()
@@ -303,23 +301,6 @@ def cost(source: Any, student: LinformerPreTrainedModel, ids: torch.Tensor) -> d
         },
         "memory_mib": memory,
     }
-
-
-def peak_resident_mib(run: Callable[[], Any]) -> float | None:
-    """Peak resident memory above the start of `run`, in MiB; None where /proc does not tell (outside Linux)."""
-
-    def status(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # else what was freed before counts as resident
-        Path("/proc/self/clear_refs").write_text("5")
-        before = status("VmRSS")
-        run()
-        return (status("VmHWM") - before) / 1024
-    except (OSError, AttributeError, StopIteration):
-        return None
 
 
 def summary_table(lengths: Mapping[str, Any]) -> str:

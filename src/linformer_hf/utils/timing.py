@@ -1,6 +1,7 @@
 """Time and memory of code (interleaved samples, other processes noticed, the allocator's peak), and modules watched."""
 
 import contextlib
+import ctypes
 import gc
 import os
 import random
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,6 +144,23 @@ def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
         peak = max(peak, held)
     del kept
     return peak
+
+
+def peak_resident_mib(run: Callable[[], Any]) -> float | None:
+    """Peak resident memory above the start of `run`, in MiB; None where /proc does not tell (outside Linux)."""
+
+    def status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # else what was freed before counts as resident
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status("VmRSS")
+        run()
+        return (status("VmHWM") - before) / 1024
+    except (OSError, AttributeError, StopIteration):
+        return None
 
 
 def longest_chain(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
