@@ -81,3 +81,17 @@ def test_calibrated_on_windows_a_model_is_nearer_to_them(source, rows):
 
 def exact(source, rows):
     return convert_model(source, projected_length=N).base_model(rows[:, :N])[0]
+
+
+@torch.no_grad()
+def test_a_longer_model_reads_what_its_source_reads_as_the_source_does(source, rows):
+    model = convert_model(source, 4 * N)
+    config = model.config
+    assert (config.projected_length, config.local_window, config.original_max_position_embeddings) == (N, N // 4, N)
+    twin = exact_twin(source, N, "repeat")
+    short = rows[:4, :N]
+    torch.testing.assert_close(model.base_model(short)[0], twin.base_model(short)[0], atol=1e-6, rtol=1e-6)
+    assert convert_model(source, 4 * N, projected_length=12).config.original_max_position_embeddings == N
+    for length, options in ((4 * N, {"projected_length": 2 * N}), (4 * N, {"projection_type": "linear"}), (N, {})):
+        options = {"projected_length": 12, **options}
+        assert convert_model(source, length, **options).config.original_max_position_embeddings is None

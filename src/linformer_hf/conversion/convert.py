@@ -3,7 +3,8 @@
 The defaults are what measured best for its cost (docs/results/fidelity.md has the table): `gated_pool`, a quarter of
 the K keys as slots for the whole input and three quarters as the band of single tokens around the query, slots of their
 own for the first and the last token and, with `--calibrate`, the closed-form calibration of `calibrate.py`. Rows of at
-most K tokens are exact.
+most K tokens are exact. What is made longer than its source has K = the source's N, so that all that the source reads
+stays exact, and slots that weigh no more in longer rows than in one of N tokens (docs/results/long-documents.md).
 """
 
 import logging
@@ -103,8 +104,13 @@ def convert_model(
         if length != source.length:
             model.resize_position_embeddings(length)
         return model
-    fields = {"projected_length": 128, "length_correction": rows is not None, **projection}
-    model = shortened(source, length, positions, default_projection(**fields))
+    longer = length > source.length
+    fields = {"projected_length": source.length if longer else 128, "length_correction": rows is not None, **projection}
+    fields = default_projection(**fields)
+    k = fields["projected_length"]
+    if longer and fields["projection_type"] in POOLED_TYPES and (k if isinstance(k, int) else max(k)) <= source.length:
+        fields["original_max_position_embeddings"] = source.length
+    model = shortened(source, length, positions, fields)
     if rows is not None:
         twin = twin or exact_twin(source, length, positions)
         calibrate(twin.base_model, model.base_model, rows, strength, source.length)

@@ -73,7 +73,11 @@ class Convert:
     _: KW_ONLY
     projected_length: Annotated[
         int | list[int] | None,
-        Option("keys of each query, one number or one for each layer (256,256,128,...); default: 128", "K"),
+        Option(
+            "keys of each query, one number or one for each layer (256,256,128,...); default: 128, or what the source "
+            "reads where --max-length is more",
+            "K",
+        ),
     ] = None
     max_length: Annotated[int | None, Option("longest input in tokens; default: the source's", "N")] = None
     positions: Annotated[
