@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from linformer_hf.benchmark.encoders import BUILDERS, PROJECTED, UNMASKED, Shape, package
+from linformer_hf.benchmark.encoders import BUILDERS, PROJECTED, UNMASKED, Embedded, Shape, package
 
 
 SHAPE = Shape(64, 32, 2, 66, 1, 0.0, 16)
@@ -29,6 +29,7 @@ def test_another_k_changes_those_that_have_one_and_no_other(name):
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "nystromformer"])
 def test_what_stands_in_padding_moves_the_answers_of_the_unmasked_alone(name):
     model, states, real = built(name, SHAPE), torch.randn(1, 64, 32), 40
+    assert isinstance(model, Embedded) == (name not in UNMASKED)  # what takes a mask at all
     other = states.clone()
     other[:, real:] = torch.randn(1, 64 - real, 32)
     mask = [] if name in UNMASKED else [(torch.arange(64) < real).long()[None]]

@@ -31,11 +31,12 @@ def test_a_folder_is_made_once_and_again_from_its_damaged_self(tmp_path, caplog)
     assert list(target.parent.iterdir()) == [target]  # no lock, nothing half and nothing set aside
 
 
-def test_damage_beside_what_is_read_makes_nothing_anew(tmp_path):
+def test_damage_beside_what_is_read_makes_nothing_anew(tmp_path, caplog):
     given, target = [], tmp_path / "corpus"
     cache.made_once(target, folder_of("first", given))
     (target / "rows" / "b").write_text("other")
     cache.made_once(target, folder_of("second", given), only=["a"])
+    assert not caplog.text
     assert cache.is_whole(target, ["a"])
     assert not cache.is_whole(target, ["a", "rows"])
     assert not cache.is_whole(tmp_path / "nothing")
