@@ -1,0 +1,101 @@
+"""Tables row by row: the text that was written is the text that is read, and nothing is inferred."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from linformer_hf.data import tables
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "kind"),
+    [
+        ("rows.CSV", ".csv", "csv"),
+        ("rows.v2.tsv.GZ", ".tsv", "csv"),
+        ("rows.jsonl", ".jsonl", "json"),
+        ("rows.parquet", ".parquet", "parquet"),
+        ("rows.txt.gz", ".txt", "text"),
+        ("rows.gz", "", None),
+        ("rows.xlsx", ".xlsx", None),
+    ],
+)
+def test_a_file_is_what_its_name_ends_in(name, suffix, kind):
+    assert (tables.suffix_of(Path("a.csv") / name), tables.kind_of(Path("a.csv") / name)) == (suffix, kind)
+
+
+def test_types_for_a_message():
+    assert tables.types("csv", "parquet") == ".csv, .tsv, .parquet (or .gz of text)"
+
+
+cells = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\ufeff"), max_size=8)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(cells.filter(bool), cells), min_size=1, max_size=4), st.sampled_from([",", ";", "\t", "|"]))
+def test_every_cell_of_a_csv_is_the_text_that_was_written(tmp_path_factory, rows, separator):
+    file = tmp_path_factory.getbasetemp() / "drawn.csv.gz"
+    with gzip.open(file, "wt", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, delimiter=separator, quoting=csv.QUOTE_ALL)
+        writer.writerows([("a", "b"), *rows])
+    read = list(tables.read_rows(file, {"first": "a", "second": "b"}))
+    assert read == [{"first": first, "second": second or None} for first, second in rows]
+
+
+def test_a_value_of_json_is_what_the_file_says_and_a_key_may_be_missing(tmp_path):
+    rows = [{"a": "01", "b": 1}, {"b": None}, {"a": True, "b": [1.5]}]
+    expected = [{"x": "01", "y": 1}, {"x": None, "y": None}, {"x": True, "y": [1.5]}]
+    for text in (json.dumps(rows, indent=1), "\n\n".join(map(json.dumps, rows))):
+        (tmp_path / "rows.json").write_text(text, encoding="utf-8")
+        assert list(tables.read_rows(tmp_path / "rows.json", {"x": "a", "y": "b"})) == expected
+
+
+@pytest.mark.parametrize(("text", "place"), [('[{"a": 1}, 7]', "row 2: 7"), ('{"a": 1}\n\n["b"]', r'line 3: \["b"\]')])
+def test_what_is_no_row_is_named_with_its_place(tmp_path, text, place):
+    (tmp_path / "rows.json").write_text(text, encoding="utf-8")
+    with pytest.raises(tables.TableError, match=rf"rows\.json, {place} is no row\. Remove it, or write an object"):
+        list(tables.read_rows(tmp_path / "rows.json", {"x": "a"}))
+
+
+@pytest.mark.parametrize(("value", "empty"), [(None, True), ("", True), (float("nan"), True), (0, False), (" ", False)])
+def test_only_nothing_is_empty(value, empty):
+    assert tables.is_empty(value) == empty
+
+
+def test_a_cell_is_text_or_is_refused_with_its_place():
+    assert tables.as_text("NA", "t", 3, "c") == "NA"
+    assert tables.as_text(float("nan"), "t", 3, "c") is None
+    with pytest.raises(tables.TableError, match=r"^t, row 3, column 'c': 7 \(int\) is no text\. Write it as text"):
+        tables.as_text(7, "t", 3, "c")
+    with pytest.raises(tables.TableError, match=r"^t, row 3, column 'c': surrogates not allowed in"):
+        tables.as_text("\ud83d", "t", 3, "c")
+
+
+def test_columns_that_are_not_there_or_there_twice():
+    tables.check_columns("t", ["a", "b", "b"], {"text": "a"})
+    with pytest.raises(tables.TableError, match=r"t has no column 'c'; its columns are a, b\. Set text_column, label_"):
+        tables.check_columns("t", ["a", "b"], {"text": "a", "label": "c"})
+    with pytest.raises(tables.TableError, match=r"t has 2 columns 'b': rename all but the label\."):
+        tables.check_columns("t", ["a", "b", "b"], {"text": "a", "label": "b"})
+
+
+def test_a_row_with_more_cells_than_the_header_is_named_by_its_line(tmp_path):
+    (tmp_path / "rows.csv").write_text('a,b\n"1\n1",2\n3,4,5\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cannot be read as csv: line 4 has 3 cells, but the header 2: .*',' must"):
+        list(tables.read_rows(tmp_path / "rows.csv", {"x": "a"}))
+
+
+def test_files_that_number_no_classes_name_none(tmp_path):
+    (tmp_path / "rows.csv").write_text("label\nb\na\n", encoding="utf-8")
+    assert tables.class_names(tmp_path / "rows.csv", "label") is None
+
+
+def test_utf_16_is_told_from_latin_1(tmp_path):
+    for encoding, known in (("utf-16", "UTF-16"), ("latin-1", "LATIN1")):
+        (tmp_path / "a.txt").write_text("é", encoding=encoding)
+        with pytest.raises(ValueError, match=rf"byte 0 cannot be read .* iconv -f {known} -t UTF-8\.$"):
+            tables.check_utf8(tmp_path / "a.txt")
