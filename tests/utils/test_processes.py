@@ -93,7 +93,8 @@ class Stubborn:
 
 def test_children_end_with_sigterm_and_only_those_that_do_not_are_killed():
     children, both = Children(), [Stubborn(True), Stubborn(False)]
-    threads = [threading.Thread(target=children.wait_for, args=(lambda child=child: child,)) for child in both]
+    starts = [lambda child=child: child for child in both]
+    threads = [threading.Thread(target=children.wait_for, args=(start,), daemon=True) for start in starts]
     for thread, child in zip(threads, both, strict=True):
         thread.start()
         assert child.started.wait(10)
