@@ -111,6 +111,13 @@ def test_rooms_can_be_overlooked():
     assert crowded <= {*COPIED, *SHARED}
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__")])
+def test_every_module_has_a_test_file_of_its_name(module):
+    """In the room of the same name; the model's files are in model/, what stands outside of the rooms in project/."""
+    folder = room(module) if "/" in module else "model" if module in COPIED else "project"
+    assert (ROOT / "tests" / folder / f"test_{module.split('/')[-1]}.py").is_file()
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_short(module):
     assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGER.get(module, LONGEST_MODULE)

@@ -1,0 +1,130 @@
+"""Processes: counts, signals, and children that end with the one that started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from linformer_hf.utils.processes import (
+    Children,
+    Interrupted,
+    check_count,
+    handlers,
+    is_main_process,
+    leave_group,
+    sigterm_raises,
+)
+
+
+def test_an_interruption_names_its_signal_and_is_no_error_that_may_be_handled():
+    interrupted = Interrupted(signal.SIGTERM)
+    assert str(interrupted) == "SIGTERM"
+    assert (interrupted.number, interrupted.checkpoint) == (15, None)
+    assert not isinstance(interrupted, Exception)
+
+
+def test_sigterm_raises_and_the_former_handler_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="SIGTERM"), sigterm_raises():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_other_threads_leave_signals_alone():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with handlers({signal.SIGTERM: print}):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_a_process_alone_is_the_main_one_and_has_no_group(monkeypatch):
+    for rank, main in ((None, True), ("0", True), ("1", False)):
+        monkeypatch.delenv("RANK", raising=False) if rank is None else monkeypatch.setenv("RANK", rank)
+        assert is_main_process() is main
+    assert leave_group() is False
+
+
+def test_another_number_of_processes_is_refused_with_the_command_that_starts_them(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    check_count(None, "pretrain")
+    check_count(1, "pretrain")
+    with pytest.raises(ValueError, match=r"needs the number of processes, such as --expect-processes 2"):
+        check_count(0, "pretrain")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_count(4, "pretrain")
+    with pytest.raises(ValueError, match=r"es 2, but the launcher started 4; .* --nproc_per_node 2 -m .* finetune"):
+        check_count(2, "finetune")
+
+
+class Stubborn:
+    """A child that answers SIGTERM or does not."""
+
+    def __init__(self, obeys: bool):
+        self.obeys, self.status, self.signals, self.started = obeys, None, [], threading.Event()
+
+    def wait(self, timeout=None):
+        self.started.set()
+        while self.status is None:
+            if timeout is not None:
+                raise subprocess.TimeoutExpired("child", timeout)
+            threading.Event().wait(0.01)
+        return self.status
+
+    def poll(self):
+        return self.status
+
+    def terminate(self):
+        self.signals.append("TERM")
+        self.status = -15 if self.obeys else None
+
+    def kill(self):
+        self.signals.append("KILL")
+        self.status = -9
+
+
+def test_children_end_with_sigterm_and_only_those_that_do_not_are_killed():
+    children, both = Children(), [Stubborn(True), Stubborn(False)]
+    starts = [lambda child=child: child for child in both]
+    threads = [threading.Thread(target=children.wait_for, args=(start,), daemon=True) for start in starts]
+    for thread, child in zip(threads, both, strict=True):
+        thread.start()
+        assert child.started.wait(10)
+    children.end()
+    for thread in threads:
+        thread.join(10)
+    assert [child.signals for child in both] == [["TERM"], ["TERM", "KILL"]]
+    assert not children.running
+    started = []
+    with pytest.raises(Interrupted):
+        children.wait_for(lambda: started.append(1))
+    assert not started
+
+
+def test_a_child_whose_parent_is_interrupted_is_ended():
+    children, child = Children(), Stubborn(True)
+    waits = [KeyboardInterrupt]
+
+    def wait(timeout=None, wait=child.wait):
+        if waits:
+            raise waits.pop()
+        return wait(timeout)
+
+    child.wait = wait
+    with pytest.raises(KeyboardInterrupt):
+        children.wait_for(lambda: child)
+    assert child.signals == ["TERM"]
+    assert not children.running
+
+
+def test_a_command_is_run_to_its_end():
+    program = "import os, sys; sys.exit(3 + (os.environ['A'] == 'b'))"
+    assert Children().call([sys.executable, "-I", "-S", "-c", program], env={**os.environ, "A": "b"}) == 4
