@@ -63,3 +63,13 @@ def test_metrics_are_given_in_the_order_in_which_they_were_asked_for():
 def test_a_model_is_judged_by_its_first_metric_of_the_test_rows():
     found = {"eval_accuracy": 0.1, "test_rows": 9, "test_f1": 0.2, "test_accuracy": 0.3}
     assert metrics.test_metric(found) == "test_f1"
+
+
+def test_f1_asks_the_model_how_many_classes_there_are_and_not_the_rows():
+    def rows(logits, labels):
+        return SimpleNamespace(predictions=logits, label_ids=np.array(labels))
+
+    logits = np.eye(3)[[0, 1, 1]]  # of three classes; no row here is of the third
+    found = metrics.build_compute_metrics(["f1"])(rows(logits, [0, 1, 0]))
+    assert found == {"f1": pytest.approx((2 / 3 + 2 / 3) / 2)}
+    assert metrics.build_compute_metrics(["f1"])(rows(logits[:, :2], [0, 0, 0])) == {"f1": 0.0}

@@ -69,3 +69,8 @@ def test_whatever_a_load_raises_names_the_checkpoint_in_one_line():
     assert str(caught.value.__cause__) == "first\n   second"
     with pytest.raises(KeyboardInterrupt), loading("a/b"):
         raise KeyboardInterrupt
+
+
+def test_a_sum_that_came_with_the_content_is_not_summed(path):
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "steps": 4})
+    assert read_json(path, WAY_OUT)["steps"] == 4

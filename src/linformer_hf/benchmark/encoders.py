@@ -180,7 +180,7 @@ DIFFERENCES = {
     "modernbert": "pre-norm, rotary positions, no biases, gated feed-forward with 2/3 of the width (equal products); "
     "its first layer and every third attend fully, the others to 128 tokens",
     "longformer": "attention to a window of 512 tokens, no global tokens",
-    "nystromformer": "64 landmarks and a convolution of 65 values",
+    "nystromformer": "64 landmarks and a convolution of 65 values, which reads padding too",
     "linformer": "lucidrains: pre-norm, no embedding, no biases of queries, keys and values, E and F per layer, "
     "feed-forward always 4 times the width",
     "linformer-pytorch": "tatp22: E = F for all layers; no embedding",

@@ -35,8 +35,9 @@ class Accuracy(_OfflineMetric):
 class F1(_OfflineMetric):
     """F1 of class 1 for two classes (GLUE's QQP), else the mean over classes."""
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        average = "binary" if set(np.unique([*references, *predictions])) <= {0, 1} else "macro"
+    def _compute(self, predictions: Any, references: Any, classes: int | None = None) -> dict[str, float]:
+        two = classes == 2 if classes else set(np.unique([*references, *predictions])) <= {0, 1}
+        average = "binary" if two else "macro"
         return {"f1": float(f1_score(references, predictions, average=average, zero_division=0))}
 
 
@@ -80,7 +81,8 @@ def build_compute_metrics(names: Sequence[str], positive: int = 1) -> Callable[[
             answers, labels = 1 - answers, 1 - labels
         result: dict[str, float] = {}
         for metric in metrics:
-            result |= metric.compute(predictions=answers, references=labels) or {}
+            more = {"classes": logits.shape[-1]} if isinstance(metric, F1) else {}  # not what these rows happen to hold
+            result |= metric.compute(predictions=answers, references=labels, **more) or {}
         return result
 
     return compute

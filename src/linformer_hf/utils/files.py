@@ -31,6 +31,7 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON with a checksum of it as the last key, which `read_json` compares."""
     plain = record(content)
+    plain.pop(SUM_KEY, None)  # of a file that was read without `read_json`
     plain[SUM_KEY] = _json_sum(path, plain)
     write_text(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
