@@ -259,7 +259,8 @@ class LinformerProjection(nn.Module):
         entropy = torch.logsumexp(masked, 2) - (p * gates).sum(2)  # [B, K, H]
         empty = (edges[:, 1:] <= edges[:, :-1]) & (tokens.length > 0)[:, None]  # [B or 1, K]
         entropy = torch.where((tokens.length > 0)[:, None, None], entropy, 0.0)
-        entropy = entropy - self.dilution(tokens, entropy.dtype)[..., None]
+        if self.trained_length is not None:
+            entropy = entropy - self.dilution(tokens, entropy.dtype, self.trained_length)[..., None]
         bias = shut(entropy.to(front.dtype), empty[..., None])
         p, heads = p.to(front.dtype)[..., None], (self.num_heads, self.head_dim)
         pooled = [(self.gather(states, index).unflatten(-1, heads) * p).sum(2) for states in (keys, values)]
@@ -335,21 +336,19 @@ class LinformerProjection(nn.Module):
             if holds(last >= self.slots - 1):
                 return None
         count = self.windows(slot, tokens, dtype).sum(-1)  # [B or 1, K]
-        bias = torch.zeros_like(count)
-        if self.log_count:
-            bias = count.clamp(min=1).log() - self.dilution(tokens, count.dtype)
+        bias = count.clamp(min=1).log() if self.log_count else torch.zeros_like(count)
+        if self.trained_length is not None:
+            bias = bias - self.dilution(tokens, count.dtype, self.trained_length)
         empty = (count == 0) & (tokens.length > 0)[:, None]
         return shut(bias.to(dtype), empty)[:, None, None]
 
-    def dilution(self, tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor:
-        """[B or 1, K or 1]: log(l / L0) on the slots that hold the more tokens the longer a row is, at least 0.
+    def dilution(self, tokens: RealTokens, dtype: torch.dtype, trained_length: int) -> torch.Tensor:
+        """[B or 1, K]: log(l / L0) on the slots that hold the more tokens the longer a row is, at least 0.
 
         A softmax over l tokens was trained up to l = L0. The slots weigh what all their tokens would, so beyond it far
         text would drown what is near, which has no more tokens than before.
         """
-        if self.trained_length is None:
-            return torch.zeros(1, 1, dtype=dtype, device=tokens.length.device)
-        share = (tokens.length.to(dtype) / self.trained_length).clamp(min=1).log()[:, None]
+        share = (tokens.length.to(dtype) / trained_length).clamp(min=1).log()[:, None]
         slot = torch.arange(self.slots, device=share.device)
         inner = (slot > 0) & (slot < self.slots - 1) if self.boundary else slot >= 0
         return share * inner

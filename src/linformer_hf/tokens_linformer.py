@@ -50,8 +50,10 @@ KNOWN = {
 
 
 def readable(tensor: torch.Tensor) -> bool:
-    """Whether a branch may depend on its numbers: not in a graph, under torch.func, on the meta device, or on an
-    accelerator, where reading one would stall the queue at every step."""
+    """Whether a branch may depend on its numbers.
+
+    Not in a graph, under torch.func, on the meta device, or on an accelerator, where reading stalls the queue.
+    """
     plain = tensor.device.type == "cpu" and not is_tracing(tensor)
     return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
@@ -147,7 +149,7 @@ class RealTokens(NamedTuple):
 
 
 def check_range(name: str, ids: torch.Tensor | None, upper: int, limit: str, ignore_index: int | None = None) -> None:
-    """Raise a ValueError if an entry of `ids` lies outside [0, upper); eager CPU tensors only (see the top)."""
+    """Raise a ValueError if an entry of `ids` lies outside [0, upper); eager CPU tensors only (see `readable`)."""
     if ids is None or not readable(ids) or ids.numel() == 0:
         return
     bad = (ids < 0) | (ids >= upper)
