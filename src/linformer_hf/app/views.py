@@ -13,6 +13,7 @@ from ..conversion.shorten import exact_twin
 from ..conversion.sources import Source
 from ..modeling_linformer import LinformerPreTrainedModel
 from ..paper.spectrum import draw_layers, measure
+from ..utils.figures import new_figure
 from ..utils.timing import interleave
 
 
@@ -89,14 +90,6 @@ def classify(subject: Subject, text: str) -> tuple[dict[str, float], str]:
     return {names[i]: float(chance) for i, chance in enumerate(chances)}, subject.cut(whole)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    # Not pyplot: it keeps every figure, and the page makes them in threads.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
 @torch.no_grad()
 def attention(subject: Subject, text: str, layer: int, head: int) -> tuple[Any, str]:
     """(figure, what is seen): one head's map, a row for each token and a column for each slot."""
@@ -113,7 +106,7 @@ def attention(subject: Subject, text: str, layer: int, head: int) -> tuple[Any, 
     k = min(n, k)  # of more slots than tokens the rest is empty
     shown = maps[layer][0, head, :SHOWN_TOKENS, :k]
     tokens = subject.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, :SHOWN_TOKENS].tolist())
-    figure, axes = _figure(9, 1.5 + 0.14 * len(tokens))
+    figure, axes = new_figure((9, 1.5 + 0.14 * len(tokens)))
     image = axes.imshow(shown.sqrt().numpy(), cmap="viridis", aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
     axes.set(xlabel="key", title=f"layer {layer}, head {head}: where each token looks (square root of the weight)")
@@ -135,7 +128,7 @@ def spectrum(subject: Subject, text: str) -> tuple[Any, str]:
     with torch.no_grad():
         twin = exact_twin(source, n, "repeat").base_model.eval()
     curves = measure(twin, [ids], n // 4, [0.9]).means()["curve"].mean(1)  # [L, n]
-    figure, axes = _figure(9, 4.6)
+    figure, axes = new_figure((9, 4.6))
     draw_layers(axes, curves, 1)
     axes.axvline(n // 4, color="gray", linestyle="--", linewidth=1)
     axes.set(xlabel="singular values, largest first", ylabel="their sum over the sum of all")
@@ -158,7 +151,7 @@ def speed(subject: Subject, text: str) -> tuple[Any, list[tuple[int, float, floa
         with torch.no_grad():
             found = {name: 1000 * samples.summary()["wall_s"] for name, samples in interleave(cases, SAMPLES).items()}
         rows.append((n, found["ours"], found.get("source")))
-    figure, axes = _figure(9, 4.6)
+    figure, axes = new_figure((9, 4.6))
     axes.plot([n for n, *_ in rows], [ours for _, ours, _ in rows], marker="o", label="this Linformer")
     if both := [(n, theirs) for n, _, theirs in rows if theirs is not None]:
         axes.plot(*zip(*both, strict=True), marker="s", label=str(subject.source and subject.source.name))
