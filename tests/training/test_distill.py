@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertCon
 from linformer_hf import cli
 from linformer_hf.conversion.convert import convert
 from linformer_hf.conversion.huggingface import read_source
+from linformer_hf.conversion.shorten import Windows, exact_twin
 from linformer_hf.recipe import RecipeError
 from linformer_hf.training.distill import (
     Distillation,
@@ -22,6 +23,7 @@ from linformer_hf.training.distill import (
     distillation_loss,
     load_student,
     read_recipe,
+    read_windows,
 )
 
 
@@ -381,3 +383,32 @@ def test_a_misspelt_key_is_refused(recipe):
         read_recipe(recipe, ["distillation.trainabel=encoder"])
     with pytest.raises(RecipeError, match="validation_rows must be at least 1"):
         read_recipe(recipe, ["distillation.validation_rows=0"])
+
+
+@pytest.mark.parametrize("head", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
+def test_the_teacher_of_a_long_row_is_the_source_over_windows(head, tiny_source):
+    """Every token has the states of the window in whose midst it stands; padding has 0."""
+    source = read_source(str(tiny_source(head)))
+    window = source.length
+    teacher = exact_twin(source, 3 * window, "repeat")
+    ids = torch.arange(3 * window)[None] % 20 + 5
+    ids = torch.cat([ids, ids.roll(1)])
+    mask = torch.ones_like(ids)
+    mask[1, : window + 3] = 0  # padding on the left
+    read = read_windows(teacher, {"input_ids": ids, "attention_mask": mask}, window)
+    assert len(read.hidden_states) == source.config["num_hidden_layers"] + 1
+    for i, row in enumerate([ids[0], ids[1, window + 3 :]]):
+        windows = Windows.over(len(row), window)
+        with torch.no_grad():
+            alone = teacher(windows.split(row[None]), output_hidden_states=True)
+        for whole, part in zip(read.hidden_states, alone.hidden_states, strict=True):
+            torch.testing.assert_close(whole[i, mask[i] == 1], windows.join(part)[0])
+            assert not whole[i, mask[i] == 0].any()
+        if head == "BertForMaskedLM":
+            torch.testing.assert_close(read.logits[i, mask[i] == 1], windows.join(alone.logits)[0])
+    if head == "BertForSequenceClassification":
+        assert read.logits is None
+    short = {"input_ids": ids[:, :window], "attention_mask": mask[:, :window].clone().fill_(1)}
+    with torch.no_grad():
+        plain = teacher(**short, output_hidden_states=True)
+    assert torch.equal(read_windows(teacher, short, window).hidden_states[-1], plain.hidden_states[-1])

@@ -3,13 +3,16 @@
 A recipe has the sections `model` (DistillModel), `distillation` (Distillation), `data` (PretrainingData) and `training`
 (TrainingArguments, verbatim). The loss is the mean relative square error of every layer's hidden state, plus one minus
 the cosine of the pooled embeddings, plus, where the source has a masked-LM or task head, the Kullback-Leibler
-divergence of its answers. The teacher is the exact twin of the source (K = N).
+divergence of its answers. The teacher is the exact twin of the source (K = N). Of rows that are longer than the source
+reads it reads windows (`conversion.shorten.Windows`): it was trained to attend no further. What it would answer for all
+of such a row, a class say, windows do not tell, so there its states alone teach.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +22,7 @@ from .. import modeling_linformer
 from ..conversion import fidelity
 from ..conversion.calibrate import relative_error
 from ..conversion.huggingface import read_source
-from ..conversion.shorten import exact_twin
+from ..conversion.shorten import Windows, exact_twin
 from ..conversion.sources import Source
 from ..conversion.texts import draw, text_rows
 from ..data.corpus import PreparedCorpus, prepare
@@ -97,9 +100,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 class Distiller(Trainer):
     """Trainer with the distillation loss: `compute_loss` is the place that it documents for that."""
 
-    def __init__(self, teacher: LinformerPreTrainedModel, weights: Distillation, **arguments: Any):
+    def __init__(self, teacher: LinformerPreTrainedModel, weights: Distillation, window: int, **arguments: Any):
         super().__init__(**arguments)
-        self.teacher, self.weights = teacher.to(self.args.device), weights
+        self.teacher, self.weights, self.window = teacher.to(self.args.device), weights, window
         # The loss is a mean over this batch, so Trainer must divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
@@ -111,11 +114,43 @@ class Distiller(Trainer):
         labels, mask = inputs.pop("labels", None), inputs["attention_mask"]
         if isinstance(self.teacher, LinformerForMultipleChoice):
             inputs = {name: value[:, None] for name, value in inputs.items()}  # one choice
-        with torch.no_grad():
-            goal = self.teacher(**inputs, output_hidden_states=True)
+        goal = read_windows(self.teacher, inputs, self.window)
         given = model(**inputs, output_hidden_states=True)
         loss = distillation_loss(given, goal, mask, labels, self.weights)
         return (loss, {"loss": loss}) if return_outputs else loss
+
+
+@torch.no_grad()
+def read_windows(teacher: LinformerPreTrainedModel, inputs: dict[str, torch.Tensor], window: int) -> Any:
+    """What the teacher gives, with every layer's hidden states, where it reads windows of longer rows.
+
+    Args:
+        inputs: input_ids, attention_mask and the like, [B, N] each, or [B, 1, N] of one choice.
+        window: tokens that the teacher was trained to read.
+
+    Returns:
+        The teacher's output if no row has more real tokens than that; else hidden_states [B, N, C], 0 at padding, and
+        logits [B, N, V] of a head that answers for each token.
+    """
+    mask = inputs["attention_mask"].flatten(0, -2).bool()
+    if mask.sum(-1).max() <= window:
+        return teacher(**inputs, output_hidden_states=True)
+    whole: dict[str, torch.Tensor] = {}
+    for i, real in enumerate(mask):
+        windows = Windows.over(int(real.sum()), window)
+        parts = {name: windows.split(value.flatten(0, -2)[i, real][None]) for name, value in inputs.items()}
+        if inputs["input_ids"].dim() == 3:
+            parts = {name: value[:, None] for name, value in parts.items()}
+        read = teacher(**parts, output_hidden_states=True)
+        found = {str(layer): states for layer, states in enumerate(read.hidden_states)}
+        logits = getattr(read, "logits", None)
+        if logits is not None and logits.dim() == 3:
+            found["logits"] = logits
+        for name, value in found.items():
+            goal = whole.setdefault(name, value.new_zeros(*mask.shape, value.shape[-1]))
+            goal[i, real] = windows.join(value)[0]
+    answers = whole.pop("logits", None)
+    return SimpleNamespace(hidden_states=tuple(whole.values()), logits=answers)
 
 
 def distillation_loss(
@@ -188,7 +223,7 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
         held_out = held_out_rows(corpus, data, length, weights.validation_rows)
     difference = fidelity.check_twin(source, teacher, held_out)
     choose_trainable(student, weights.trainable)
-    trainer = build_trainer(teacher, student, weights, arguments, data, corpus)
+    trainer = build_trainer(teacher, student, weights, source.length, arguments, data, corpus)
     begin_run(run)
     trained = train(trainer, run.folder, run, resume)
     evaluated = trainer.evaluate()
@@ -282,6 +317,7 @@ def build_trainer(
     teacher: LinformerPreTrainedModel,
     student: LinformerPreTrainedModel,
     weights: Distillation,
+    window: int,
     arguments: TrainingArguments,
     data: PretrainingData,
     corpus: PreparedCorpus,
@@ -300,6 +336,7 @@ def build_trainer(
     return Distiller(
         teacher=teacher,
         weights=weights,
+        window=window,
         model=student,
         args=arguments,
         train_dataset=train,
