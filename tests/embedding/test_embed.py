@@ -31,9 +31,9 @@ def folder(tiny_source, tmp_path_factory):
     """Saves a random sentence-transformers folder."""
     source = str(tiny_source(max_position_embeddings=N))
 
-    def save(pooling="mean", prompts=None):
+    def save(pooling="mean", prompts=None, **options):
         place = tmp_path_factory.mktemp("folder")
-        modules = [Transformer(source), Pooling(24, pooling), Normalize()]
+        modules = [Transformer(source), Pooling(24, pooling, **options), Normalize()]
         SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save(str(place))
         return place
 
@@ -127,8 +127,9 @@ def test_sentences_and_given_spans(model, rows, tmp_path):
     assert "without a token that was read, and so without a vector: 1\n" in module.told(tmp_path / "v.parquet")[0]
 
 
-def test_a_prompt_is_chosen_by_its_name(folder, rows, tmp_path):
-    model = folder(prompts={"document": "", "letter": "the letter: "})
+@pytest.mark.parametrize("included", [True, False])
+def test_a_prompt_is_chosen_by_its_name(folder, rows, tmp_path, included):
+    model = folder(prompts={"document": "", "letter": "the letter: "}, include_prompt=included)
     found = embed(model, rows, tmp_path / "v.parquet", column="body", prompt_name="letter")
     expected = SentenceTransformer(str(model), device="cpu").encode_document("a letter", prompt_name="letter")
     np.testing.assert_allclose(found[-1]["vector"], expected, atol=1e-5)
