@@ -27,6 +27,7 @@ FLOORS = {
     "benchmark": 5,
     "conversion": 6,
     "training": 7,
+    "evaluation": 8,
     "paper": 8,
     "demo": 8,
     "app": 9,
