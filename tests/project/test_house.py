@@ -25,6 +25,7 @@ FLOORS = {
     "data": 4,
     "hub": 5,
     "benchmark": 5,
+    "embedding": 5,
     "conversion": 6,
     "training": 7,
     "evaluation": 8,
