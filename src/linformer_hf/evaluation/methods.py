@@ -5,18 +5,15 @@ or the vectors of its pieces of so many tokens, `pieces` [p, C], or both. Pieces
 by every way: S - 2 tokens of the text in a row, since a piece that is encoded alone has two special tokens as well.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conversion.huggingface import read_source
 from ..conversion.shorten import exact_twin
 from ..conversion.sources import Source
-from ..utils.files import loading
+from ..embedding.encoder import DocumentEncoder
 
 
 BATCH = 32  # pieces that are encoded together
@@ -43,91 +40,77 @@ class Method:
         raise NotImplementedError
 
 
-def weights_sum(model: torch.nn.Module, config: Mapping[str, Any]) -> str:
-    """SHA-256 of weights and configuration."""
-    found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
-
-
-def describe(model: PreTrainedModel) -> str:
-    """What of a model its vectors hang on; where it was loaded from is no part of it."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "dtype")}
-    return weights_sum(model, config)
-
-
 class PiecesAlone(Method):
     """The source as sentence-transformers runs it, on each piece of so many tokens.
 
     Args:
-        encoder: a SentenceTransformer.
+        encoder: the source.
         first: how the queries are read; without it this is it: the first piece alone, as `whole`.
     """
 
-    def __init__(self, encoder: Any, tokenizer: PreTrainedTokenizerBase, size: int, first: Method | None = None):
-        self.encoder, self.tokenizer, self.size, self.first = encoder, tokenizer, size, first is None
+    def __init__(self, encoder: DocumentEncoder, size: int, first: Method | None = None):
+        self.model: Any = encoder.model
+        self.size, self.first = size, first is None
         self.name = "first" if self.first else f"pieces-{size}"
-        self.facts = {"pieces alone": size, "first": self.first, "weights": weights_sum(encoder, {})}
+        self.facts = {"pieces alone": size, "first": self.first, "encoder": encoder.fingerprint()}
         self.reads_queries = first or self
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def read(self, text: str) -> Vectors:
-        cut = self.tokenizer(text, truncation=True, max_length=self.size, return_overflowing_tokens=not self.first)
+        tokenizer = self.model.tokenizer
+        cut = tokenizer(text, truncation=True, max_length=self.size, return_overflowing_tokens=not self.first)
         rows = [cut["input_ids"]] if self.first else cut["input_ids"]
         found = []
         for start in range(0, len(rows), BATCH):
-            batch = self.tokenizer.pad({"input_ids": rows[start : start + BATCH]}, return_tensors="pt")
-            found.append(self.encoder(dict(batch))["sentence_embedding"])
+            batch = tokenizer.pad({"input_ids": rows[start : start + BATCH]}, return_tensors="pt")
+            found.append(self.model(dict(batch))["sentence_embedding"])
         return {WHOLE if self.first else str(self.size): torch.cat(found)}
 
 
 class OnePass(Method):
-    """An encoder's one pass over all of a document: the mean of its last states, and the means over its pieces."""
+    """An encoder's one pass over all of a document, pooled over all of it and over each piece of so many tokens."""
 
-    def __init__(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, sizes: Sequence[int]
-    ):
-        self.name, self.model, self.tokenizer, self.length, self.sizes = name, model.eval(), tokenizer, length, sizes
-        self.facts = {"one pass": length, "pieces": list(sizes), "weights": describe(model)}
-        self.reads_queries = OnePass(name, model, tokenizer, length, ()) if sizes else self
+    def __init__(self, name: str, encoder: DocumentEncoder, sizes: Sequence[int]):
+        self.name, self.encoder, self.length = name, encoder, encoder.length
+        special = encoder.model.tokenizer.num_special_tokens_to_add()
+        self.sizes = {str(size): size - special for size in sizes}
+        self.facts = {"one pass": encoder.length, "pieces": list(sizes), "encoder": encoder.fingerprint()}
+        self.reads_queries = OnePass(name, encoder, ()) if sizes else self
 
-    @torch.no_grad()
     def read(self, text: str) -> Vectors:
-        ids = self.tokenizer(text, truncation=True, max_length=self.length, return_tensors="pt")["input_ids"]
-        states = self.model(ids).last_hidden_state[0]  # [n, C]
-        inner = states[1:-1] if len(states) > 2 else states
-        return {WHOLE: states.mean(0, keepdim=True)} | {
-            str(size): torch.stack([piece.mean(0) for piece in inner.split(size - 2)]) for size in self.sizes
-        }
+        (read,) = self.encoder.read([text])
+        found = {WHOLE: self.encoder.vectors([read.states], self.encoder.prompt_length)}
+        for size, tokens in self.sizes.items():
+            parts = self.encoder.pieces(read, tokens)
+            found[size] = self.encoder.vectors([read.states[part.first : part.stop] for part in parts])
+        return found
 
 
 def read_models(source: Source, models: Mapping[str, str], length: int, sizes: Sequence[int]) -> list[Method]:
     """The named encoders, float32.
 
     Raises:
-        ValueError: one cannot be loaded, reads less than `length` tokens, or has another vocabulary than the source.
+        FileNotFoundError, ValueError: one cannot be loaded, reads less than `length` tokens, or has another vocabulary
+            than the source.
     """
     assert source.tokenizer is not None
     found: list[Method] = []
     for name, place in models.items():
-        with loading(place):
-            model = AutoModel.from_pretrained(place, dtype=torch.float32, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        reads = model.config.max_position_embeddings
-        if reads < length:
+        encoder = DocumentEncoder.load(place, "cpu")
+        if encoder.length < length:
             raise ValueError(
-                f"models.{name}: {place!r} reads {reads:,} tokens, the documents have up to {length:,}. Convert it "
-                f"with --max-length {length}, or set evaluate.length={reads}."
+                f"models.{name}: {place!r} reads {encoder.length:,} tokens, the documents have up to {length:,}. "
+                f"Convert it with --max-length {length}, or set evaluate.length={encoder.length}."
             )
-        if tokenizer.get_vocab() != source.tokenizer.get_vocab():
+        vocabulary = encoder.model.tokenizer.get_vocab()
+        if vocabulary != source.tokenizer.get_vocab():
             raise ValueError(
-                f"models.{name}: {place!r} has another vocabulary ({len(tokenizer):,} tokens) than the source "
+                f"models.{name}: {place!r} has another vocabulary ({len(vocabulary):,} tokens) than the source "
                 f"{source.name!r} ({len(source.tokenizer):,}), so their pieces cannot be compared. Name what was "
                 "converted from this source, or its own source."
             )
-        found.append(OnePass(name, model, tokenizer, reads, sizes))
+        encoder.check_parts()
+        found.append(OnePass(name, encoder, sizes))
     return found
 
 
@@ -138,24 +121,16 @@ def read_source_methods(name: str, length: int, sizes: Sequence[int], full: bool
         ImportError: sentence-transformers is not installed.
         ValueError: it cannot be loaded, or reads less than a piece.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise ImportError(
-            "`evaluate` runs the source as sentence-transformers does, which is not installed: pip install "
-            "'linformer_hf[ecosystem]'"
-        ) from None
     source = read_source(name)
-    if source.tokenizer is None or source.reference is None:
-        raise ValueError(f"the source {name!r} is a Linformer already: name the encoder that its rivals' pieces need.")
+    if source.reference is None:
+        raise ValueError(f"the source {name!r} is a Linformer already: name the encoder whose pieces are its rivals.")
     if max(sizes) > source.length:
         raise ValueError(f"pieces of {max(sizes)} tokens are more than the source {name!r} reads, {source.length}.")
-    with loading(name):
-        encoder = SentenceTransformer(name, device="cpu", model_kwargs={"dtype": torch.float32})
-    encoder.eval()
-    first = PiecesAlone(encoder, source.tokenizer, source.length)
-    found: list[Method] = [first, *(PiecesAlone(encoder, source.tokenizer, size, first) for size in sizes)]
+    encoder = DocumentEncoder.load(name, "cpu", source.length)
+    first = PiecesAlone(encoder, source.length)
+    found: list[Method] = [first, *(PiecesAlone(encoder, size, first) for size in sizes)]
     if full:
-        twin = exact_twin(source, length, "repeat").base_model
-        found.append(OnePass("full", twin, source.tokenizer, length, sizes))
+        whole: Any = DocumentEncoder.load(name, "cpu", source.length).model
+        whole[0].model = exact_twin(source, length, "repeat").base_model
+        found.append(OnePass("full", DocumentEncoder(whole, length), sizes))
     return source, found

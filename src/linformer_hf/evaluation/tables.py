@@ -156,8 +156,8 @@ def costs_table(content: Row) -> str:
     tokens = ", ".join(f"{count:,}" for count in content["costs"][0]["tokens"])
     header = ("method", "ms: median (lowest to highest)", "peak memory, MiB", "samples beside other work")
     note = (
-        f"Documents of {tokens} tokens, {content['threads']} thread(s), {content['dtype']}, {content['device_name']}; a "
-        "document at a time, all methods in turn. Memory is that above the weights."
+        f"Documents of {tokens} tokens, {content['threads']} thread(s), {content['dtype']}, {content['device_name']}; "
+        "a document at a time, all methods in turn. Memory is that above the weights."
     )
     return f"{markdown_table(header, rows)}\n\n{note}"
 
