@@ -178,7 +178,7 @@ def python() -> str:
         "linformer_hf.conversion.convert.convert_model",
         "linformer_hf.conversion.huggingface.read_source",
     ]
-    verbs = ("pretrain", "finetune", "distill", "export", "push")
+    verbs = ("pretrain", "finetune", "distill", "embed", "export", "push")
     functions += [f"linformer_hf.{cli.VERBS[verb].module}.{verb}" for verb in verbs]
     parts = [
         "# Python",

@@ -36,7 +36,7 @@ for auto_class, target in AUTO_MAP.items():
         model_class.register_for_auto_class(auto_class)
 del auto_class, target, model_class
 
-VERBS = {"convert": "conversion", "export": "hub", "push": "hub"}
+VERBS = {"convert": "conversion", "embed": "embedding", "export": "hub", "push": "hub"}
 VERBS |= dict.fromkeys(("pretrain", "finetune", "distill"), "training")
 
 

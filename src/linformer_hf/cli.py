@@ -23,6 +23,7 @@ from .utils.options import (
     Argument,
     Convert,
     Demo,
+    Embed,
     Export,
     Option,
     Push,
@@ -91,6 +92,12 @@ VERBS = {
         "make a pretrained BERT or RoBERTa a Linformer, in minutes, and report how faithful it is",
         ".",
     ),
+    "embed": Verb(
+        "embedding.embed",
+        Embed,
+        "write the vectors of documents, or of their pieces, sentences or spans from one pass over each",
+        " (pip install 'linformer_hf[ecosystem]'). A stopped run goes on when the same command is given again.",
+    ),
     "export": Verb(
         "hub.export",
         Export,
@@ -149,7 +156,8 @@ def _add(command: argparse.ArgumentParser, name: str, kind: Any, default: Any, m
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     given: dict[str, Any] = {"help": mark.help}
     if isinstance(mark, Argument):
-        given |= {"metavar": mark.metavar} | ({} if default is MISSING else {"nargs": "*"})
+        several = any(get_origin(one) is Sequence for one in kinds)
+        given |= {"metavar": mark.metavar} | ({"nargs": "+" if default is MISSING else "*"} if several else {})
         command.add_argument(name, **given)
         return
     flag = f"--{name.replace('_', '-')}"
@@ -192,7 +200,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         options.overrides += overrides
     logging.basicConfig(level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):  # httpx2 is what huggingface_hub 2 uses
+    for noisy in (
+        "httpx",
+        "httpx2",
+        "datasets",
+        "matplotlib",
+        "sentence_transformers",
+    ):  # httpx2 is what huggingface_hub 2 uses
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         with sigterm_raises(), _told(options):

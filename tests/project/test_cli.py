@@ -107,6 +107,23 @@ def test_push_passes_its_options(calls, arguments, given):
     assert calls == [("push", (), expected)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (["a.txt"], {"files": ["a.txt"]}),
+        (
+            ["a.txt", "b/", "--pieces", "512", "--column", "body"],
+            {"files": ["a.txt", "b/"], "pieces": 512, "column": "body"},
+        ),
+        (["hub:acme/books", "--sentences"], {"files": ["hub:acme/books"], "sentences": True}),
+    ],
+)
+def test_embed_passes_its_files_and_options(calls, arguments, given):
+    assert cli.main(["embed", "model", *arguments, "--output", "v.parquet"]) == 0
+    expected = {"folder": "model", "output": "v.parquet", "column": "text", "sentences": False, "batch_tokens": 8192}
+    assert calls == [("embed", (), expected | {"dtype": "float32"} | given)]
+
+
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError, FileExistsError, ConnectionError])
 def test_what_the_user_can_put_right_is_one_line_and_status_2(calls, capsys, error):
     calls.error = error("no files at 'x';\n  give a file.")
@@ -156,6 +173,8 @@ def test_a_fault_of_the_program_is_not_hidden(calls, error):
         (["convert", "bert", "out", "--projection-type", "magic"], "magic"),
         (["distill"], "RECIPE.yaml"),
         (["push", "folder"], "USER/NAME"),
+        (["embed", "model", "--output", "v.parquet"], "FILES"),
+        (["embed", "model", "a.txt"], "--output"),
         (["push", "folder", "jane/model", "--token", "x"], "--token"),
     ],
 )
@@ -197,6 +216,7 @@ def test_errors_of_a_real_verb_arrive(capsys, tmp_path):
         ("reproduce", ["--scale {quick,cpu,paper}", "--no-run", "reproduce.key=value", "--traceback"]),
         ("demo", ["--output FOLDER", "runs/demo", "--force", "--traceback"]),
         ("convert", ["SOURCE OUTPUT", "--projected-length K", "--max-length N", "--calibrate CORPUS", "--traceback"]),
+        ("embed", ["FOLDER FILES [FILES ...]", "--output FILE", "--pieces TOKENS", "--spans COLUMN", "--traceback"]),
         ("push", ["FOLDER USER/NAME", "--private", "--revision R", "--dry-run", "--traceback"]),
     ],
 )

@@ -56,7 +56,7 @@ def read_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]
 
     Args:
         file: in UTF-8, unless it is Parquet (see `check_utf8`).
-        columns: name in the result -> name in the file.
+        columns: name in the result -> name in the file. A name such as `--column` is what the option is called.
 
     Raises:
         TableError: a column is missing, or a row of JSON is no object.
@@ -69,6 +69,12 @@ def read_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]
         raise
     except Exception as error:  # pyarrow has errors of every kind for a damaged file
         raise ValueError(f"{file} cannot be read as {kind}: {error.__cause__ or error}") from error
+
+
+def read_text(file: Path) -> str:
+    """The whole of a text file, in UTF-8 (see `check_utf8`)."""
+    with _text(file) as stream:
+        return stream.read()
 
 
 def class_names(file: Path, column: str) -> list[str] | None:
@@ -103,7 +109,7 @@ def check_columns(title: object, found: Iterable[str], columns: Mapping[str, str
     names = list(found)
     for ours, column in columns.items():
         if column not in names:
-            setting = ", ".join(f"{name}_column" for name in columns)
+            setting = ", ".join(name if name.startswith("--") else f"{name}_column" for name in columns)
             raise TableError(
                 f"{title} has no column {column!r}; its columns are {', '.join(map(str, names))}. Set {setting}."
             )

@@ -8,9 +8,9 @@ sentence-transformers gives.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from ..utils.files import loading
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+Item = TypeVar("Item")
 # What may stand behind the encoder: it computes with the states alone, and each vector from those of its own part.
 BEHIND = ("Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")
 SINGLE_TOKEN = ("cls", "lasttoken")  # poolings that read one token, which stands for the whole input
@@ -137,15 +138,12 @@ class DocumentEncoder:
             batch_tokens: a batch has at most so many tokens with its padding, or one document. Documents of about equal
                 length are batched together, within some 8 batches' worth of text.
         """
-        ahead, window, held = BATCHES_AHEAD * CHARACTERS_PER_TOKEN * batch_tokens, [], 0
-        for text in texts:
-            window.append(text)
-            held += min(len(text), CHARACTERS_PER_TOKEN * self.length)
-            if held >= ahead or len(window) == MOST_AHEAD:
-                yield from self._read(window, batch_tokens)
-                window, held = [], 0
-        if window:
+        for window in grouped(texts, self.size, BATCHES_AHEAD * batch_tokens):
             yield from self._read(window, batch_tokens)
+
+    def size(self, text: str) -> int:
+        """About how many tokens of a text are read."""
+        return min(len(text) // CHARACTERS_PER_TOKEN + 1, self.length)
 
     @torch.inference_mode()
     def vectors(self, parts: Sequence[Tensor], prompt: int = 0) -> Tensor:
@@ -300,6 +298,20 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
             spans.append((start + before, start + len(sentence.rstrip())))
         start = end
     return spans
+
+
+def grouped(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
+    """Items one after the other in lists, each ended by the item that makes its size `most`."""
+    group: list[Item] = []
+    held = 0
+    for item in items:
+        group.append(item)
+        held += size(item)
+        if held >= most or len(group) == MOST_AHEAD:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -117,6 +117,33 @@ class Export:
 
 
 @dataclass
+class Embed:
+    folder: Annotated[
+        str | Path, Argument("FOLDER", "a sentence-transformers folder, or an encoder, whose tokens are then averaged")
+    ]
+    files: Annotated[
+        str | Path | Sequence[str | Path],
+        Argument(
+            "FILES", "documents: .txt (one in each), .jsonl, .json, .csv, .tsv, .parquet, folders, globs; hub:NAME"
+        ),
+    ]
+    _: KW_ONLY
+    output: Annotated[str | Path, Option("the .parquet file to write", "FILE")]
+    column: Annotated[str, Option("which holds the text (default: %(default)s)", "NAME")] = "text"
+    pieces: Annotated[int | None, Option("a vector for each piece of so many tokens", "TOKENS")] = None
+    sentences: Annotated[bool, Option("a vector for each sentence")] = False
+    spans: Annotated[
+        str | None, Option("a vector for each span in that column: lists of [start, end] characters", "COLUMN")
+    ] = None
+    max_length: Annotated[int | None, Option("most tokens of a document; default: the folder's", "N")] = None
+    batch_tokens: Annotated[int, Option("tokens in a batch (default: %(default)s)", "TOKENS")] = 8192
+    prompt_name: Annotated[str | None, Option("one of the folder's; default: that of documents", "NAME")] = None
+    dtype: Annotated[Literal["float32", "bfloat16"], Option("of the weights (default: %(default)s)")] = "float32"
+    revision: Annotated[str | None, Option("commit, branch or tag of a Hub repository")] = None
+    device: str | None = None  # by default the accelerator, if there is one
+
+
+@dataclass
 class Push:
     folder: Annotated[str | Path, Argument("FOLDER", "what a run or save_pretrained left: weights, tokenizer, card")]
     repository: Annotated[str, Argument("USER/NAME", "created if it is not there")]

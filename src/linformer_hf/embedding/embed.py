@@ -1,0 +1,269 @@
+"""`linformer-hf embed FOLDER FILES... --output vectors.parquet`: vectors of documents, or of parts of them.
+
+Each document is read in one pass, whatever its parts are, so that the vector of a piece, a sentence or a span knows the
+whole document (see `encoder.py`). Finished documents lie in `<output>.parts/` until all are: a run that was stopped
+goes on when the same command is given again, and ends with the same bytes. Nothing grows with the number of documents.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from ..utils.files import read_json, record, write_json
+from ..utils.options import Embed, takes
+from ..utils.renaming import beside
+from .encoder import DocumentEncoder, Part, Read, grouped
+from .inputs import Document, Inputs
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when the same inputs give another file
+PLAN_FILE = "plan.json"
+KEY = b"linformer_hf"  # of the metadata of a .parquet file
+BATCHES_A_PART = 16  # a killed run loses at most so much
+# What is asked of the documents; where the results and the model are is not.
+ASKED = ("column", "pieces", "sentences", "spans", "batch_tokens", "prompt_name", "dtype")
+
+# What a file says about itself -> how it is told.
+COUNTED = {
+    "documents": "documents",
+    "empty": "of them without text, and so without a vector",
+    "vectors": "vectors",
+    "missed": "spans without a token that was read, and so without a vector",
+    "tokens": "tokens read",
+    "cut": "documents that were cut",
+    "lost": "tokens cut off",
+}
+
+
+@takes(Embed)
+def embed(options: Embed) -> Path:
+    """Write one vector for each document, piece, sentence or span.
+
+    Returns:
+        `output`, a .parquet file with the columns document (its file, or FILE:ROW), piece, start and end (characters),
+        tokens, and vector (float32).
+
+    Raises:
+        FileExistsError: `output` is there, and this run did not make it.
+        ImportError: sentence-transformers is not installed.
+        ValueError, OSError: an option, a file or the model is wrong, or another run's parts are there; what is
+            finished stays.
+    """
+    target = Path(options.output)
+    parts = target.with_name(f"{target.name}.parts")
+    _check(options, target)
+    inputs = Inputs(options.files, options.column, options.spans)
+    total, content = inputs.survey()
+    encoder = DocumentEncoder.load(
+        options.folder, options.device, options.max_length, options.revision, options.prompt_name, options.dtype
+    )
+    if _cuts(options):
+        encoder.check_parts()
+    asked = {name: getattr(options, name) for name in ASKED}
+    plan = record({"format": FORMAT, "model": encoder.fingerprint(), "inputs": content, **asked})
+    if not target.exists():
+        _claim(parts, plan)
+        done = _fill(parts, inputs, total, encoder, options)
+        _join(parts, target, plan, done, _schema(encoder))
+    elif _noted(target)["plan"] != plan:
+        raise FileExistsError(f"{target} is there, made from something else: name another --output, or delete it.")
+    else:
+        logger.info("%s holds these vectors already.", target)
+    shutil.rmtree(parts, ignore_errors=True)
+    return target
+
+
+def told(target: Path) -> tuple[str, str]:
+    """What a finished file says about itself, and where it is."""
+    counts = Counter(_noted(target)["counts"])
+    told_always = ("documents", "vectors")
+    lines = [f"- {title}: {counts[name]:,}" for name, title in COUNTED.items() if counts[name] or name in told_always]
+    return "\n".join(lines), f"vectors: {target.resolve()}"
+
+
+def _check(options: Embed, target: Path) -> None:
+    """Raise a ValueError for what can be seen before anything is loaded."""
+    chosen = {"pieces": options.pieces is not None, "sentences": options.sentences, "spans": options.spans is not None}
+    if sum(chosen.values()) > 1:
+        names = " and ".join(f"--{name}" for name, is_chosen in chosen.items() if is_chosen)
+        raise ValueError(f"{names} exclude each other: choose one of them for each file of vectors.")
+    for name in ("pieces", "max_length", "batch_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is a number of tokens, at least 1, not {value}.")
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; name a file, such as {target / 'vectors.parquet'}.")
+    if target.exists() and "plan" not in _noted(target):
+        raise FileExistsError(f"{target} is there, and was not made here: name another --output, or delete it.")
+
+
+def _cuts(options: Embed) -> bool:
+    return options.pieces is not None or options.sentences or options.spans is not None
+
+
+def _claim(parts: Path, plan: dict[str, Any]) -> None:
+    """Make the folder of the parts, or find in it what is made from the same."""
+    way_out = f"Give the command that began it, or delete {parts} to begin anew."
+    if (parts / PLAN_FILE).exists():
+        found = read_json(parts / PLAN_FILE, way_out)
+        if different := [name for name in plan if found.get(name) != plan[name]]:
+            raise ValueError(f"{parts} holds the beginning of another run: {', '.join(different)} differ. {way_out}")
+        return
+    shutil.rmtree(parts, ignore_errors=True)  # what a kill left of one that was being cleared away
+    parts.mkdir(parents=True)
+    write_json(parts / PLAN_FILE, plan)
+
+
+def _part(parts: Path, number: int) -> Path:
+    return parts / f"{number:06}.parquet"
+
+
+def _finished(parts: Path) -> list[Counter[str]]:
+    """The counts of each finished part, up to the first that is not there or not whole."""
+    done: list[Counter[str]] = []
+    while (path := _part(parts, len(done))).exists() and (noted_in := path.with_suffix(".json")).exists():
+        noted = read_json(noted_in, f"Delete {path}, and give the same command again.")
+        if noted["rows"] != _sum(path):
+            logger.warning("%s is damaged: it, and what follows, is made again.", path)
+            break
+        done.append(Counter(noted["counts"]))
+    return done
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What a file of ours says about itself; nothing for one that is not there, or another's."""
+    try:
+        return json.loads((pq.read_schema(path).metadata or {}).get(KEY, b"{}"))
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return {}
+
+
+def _fill(parts: Path, inputs: Inputs, total: int, encoder: DocumentEncoder, options: Embed) -> list[Counter[str]]:
+    """Embed all documents that are in no finished part; the counts of each part."""
+    began, counts = time.time(), Counter[str]()
+    done = _finished(parts)
+    before = sum(part["documents"] for part in done)
+    if before:
+        logger.info("%s documents are finished; going on behind them.", f"{before:,}")
+    # By their text alone, so that a run that goes on has the batches, and so the bits, of one that was not stopped.
+    groups = grouped(
+        itertools.islice(inputs, before, None),
+        lambda document: encoder.size(document.text),
+        BATCHES_A_PART * options.batch_tokens,
+    )
+    with tqdm(desc="embedding", unit="doc", total=total, initial=before) as bar, _kept(parts, done):
+        for number, group in enumerate(groups, len(done)):
+            table, found = _embedded(group, encoder, options, bar)
+            _write(_part(parts, number), table, found)
+            done.append(found)
+            counts += found
+    seconds = time.time() - began
+    speed = f"{counts['tokens']:,} tokens in {seconds:.1f} s ({counts['tokens'] / max(seconds, 1e-9):,.0f} a second)"
+    counts = sum(done, Counter())
+    logger.info("%s vectors of %s documents: %s", f"{counts['vectors']:,}", f"{counts['documents']:,}", speed)
+    if counts["cut"]:
+        logger.warning(
+            "%s of %s documents are longer than %s tokens: %s tokens were cut off. A larger --max-length reads more, "
+            "up to the model's positions.",
+            *(f"{number:,}" for number in (counts["cut"], counts["documents"], encoder.length, counts["lost"])),
+        )
+    return done
+
+
+@contextlib.contextmanager
+def _kept(parts: Path, done: Sequence[Counter[str]]) -> Iterator[None]:
+    """Say what is kept of a run that ends too early; nothing half is left of one that has finished nothing."""
+    try:
+        yield
+    except BaseException:
+        if documents := sum(part["documents"] for part in done):
+            logger.warning("%s documents are kept in %s: the same command goes on behind them.", documents, parts)
+        else:
+            shutil.rmtree(parts)
+        raise
+
+
+def _embedded(
+    group: Sequence[Document], encoder: DocumentEncoder, options: Embed, bar: Any
+) -> tuple[pa.Table, Counter[str]]:
+    """The rows of some documents, and what is counted of them."""
+    real = [document for document in group if document.text.strip()]
+    counts = Counter(documents=len(group), empty=len(group) - len(real))
+    columns: dict[str, list[Any]] = {name: [] for name in ("document", "piece", "start", "end", "tokens")}
+    vectors = []
+    bar.update(len(group) - len(real))
+    for document, read in zip(real, encoder.read((one.text for one in real), options.batch_tokens), strict=True):
+        found, wanted = _wanted(document, read, encoder, options)
+        counts += Counter(
+            vectors=len(found), missed=wanted - len(found), tokens=len(read.ids), cut=read.lost > 0, lost=read.lost
+        )
+        for part in found:
+            row = (document.name, part.number, part.start, part.end, part.stop - part.first)
+            for name, value in zip(columns, row, strict=True):
+                columns[name].append(value)
+        if found:
+            prompt = 0 if _cuts(options) else encoder.prompt_length
+            vectors.append(encoder.vectors([read.states[part.first : part.stop] for part in found], prompt))
+        bar.update()
+    flat = pa.concat_arrays([pa.array(one.flatten().numpy()) for one in vectors] or [pa.array([], pa.float32())])
+    schema = _schema(encoder)
+    width = schema.field("vector").type.list_size
+    arrays = [pa.array(columns[name], schema.field(name).type) for name in columns]
+    return pa.Table.from_arrays([*arrays, pa.FixedSizeListArray.from_arrays(flat, width)], schema=schema), counts
+
+
+def _wanted(document: Document, read: Read, encoder: DocumentEncoder, options: Embed) -> tuple[list[Part], int]:
+    """The parts of a document that get a vector, and how many were asked for."""
+    if options.pieces is not None:
+        parts = encoder.pieces(read, options.pieces)
+    elif options.sentences:
+        parts = encoder.sentences(read, document.text)
+    elif options.spans is not None:
+        return encoder.spans(read, document.spans), len(document.spans)
+    else:
+        parts = [encoder.whole(read)]
+    return parts, len(parts)
+
+
+def _schema(encoder: DocumentEncoder) -> pa.Schema:
+    width = encoder.model.get_embedding_dimension()
+    columns = {"document": pa.string(), "piece": pa.int32(), "start": pa.int64(), "end": pa.int64()}
+    return pa.schema({**columns, "tokens": pa.int32(), "vector": pa.list_(pa.float32(), width)})
+
+
+def _sum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write(path: Path, table: pa.Table, counts: Counter[str]) -> None:
+    """A part, and then what tells that it is whole."""
+    with beside(path) as written:
+        pq.write_table(table, written)
+    write_json(path.with_suffix(".json"), {"rows": _sum(path), "counts": counts})
+
+
+def _join(parts: Path, target: Path, plan: dict[str, Any], done: list[Counter[str]], schema: pa.Schema) -> None:
+    """All parts as one file, which takes its place when it is whole."""
+    noted = {"plan": plan, "counts": sum(done, Counter())}
+    written = parts / "whole.parquet"
+    with pq.ParquetWriter(
+        written, schema.with_metadata({KEY: json.dumps(noted)}), use_dictionary=["document"]
+    ) as writer:
+        for number in range(len(done)):
+            writer.write_table(pq.read_table(_part(parts, number)))
+    os.replace(written, target)

@@ -1,0 +1,291 @@
+"""`linformer-hf embed`: what is in the file, what a stopped run goes on with, and what is refused."""
+
+import json
+import logging
+import multiprocessing
+import shutil
+import signal
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+import linformer_hf
+from helpers import error_line, tree
+from killing import victim
+from linformer_hf import cli
+from linformer_hf.embedding import embed as module
+from linformer_hf.embedding.encoder import DocumentEncoder
+from waiting import HANG
+
+
+N = 48
+PARTS = {"batch_tokens": 8}  # three documents in each finished part
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_source, tmp_path_factory):
+    """Saves a random sentence-transformers folder."""
+    source = str(tiny_source(max_position_embeddings=N))
+
+    def save(pooling="mean", prompts=None):
+        place = tmp_path_factory.mktemp("folder")
+        modules = [Transformer(source), Pooling(24, pooling), Normalize()]
+        SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save(str(place))
+        return place
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return folder()
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    texts = ["The old river. A stone!", "", "the garden " * 60, "a letter"]
+    spans = [[[0, 14], [4, 7], [15, 23]], [], [[0, 10], [600, 640]], []]
+    lines = [json.dumps({"body": text, "where": where}) for text, where in zip(texts, spans, strict=True)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def embed(folder, files, output, **options):
+    return pq.read_table(linformer_hf.embed(folder, files, output=output, device="cpu", **options)).to_pylist()
+
+
+def read(folder, text):
+    (found,) = DocumentEncoder.load(folder, device="cpu").read([text])
+    return found
+
+
+def test_the_command_line_writes_one_vector_for_each_document(model, texts, tmp_path, capsys, caplog):
+    output = tmp_path / "new" / "vectors.parquet"
+    assert cli.main(["embed", str(model), str(texts), "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"vectors: {output}"
+    assert "- documents: 12\n" in printed
+    table = pq.read_table(output)
+    assert [str(field.type) for field in table.schema] == [
+        *("string", "int32", "int64", "int64", "int32"),
+        "fixed_size_list<element: float>[24]",
+    ]
+    files = sorted(texts.iterdir())
+    assert table["document"].to_pylist() == [str(file) for file in files]
+    contents = [file.read_text(encoding="utf-8") for file in files]
+    expected = SentenceTransformer(str(model), device="cpu").encode(contents)
+    np.testing.assert_allclose(np.stack(table["vector"].to_pylist()), expected, atol=1e-5)
+    assert set(table["tokens"].to_pylist()) == {N}
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_documents_that_are_cut_are_told_in_one_line(model, rows, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = embed(model, rows, tmp_path / "v.parquet", column="body")
+    lost = len(SentenceTransformer(str(model), device="cpu").tokenizer("the garden " * 60)["input_ids"]) - N
+    line = f"1 of 4 documents are longer than 48 tokens: {lost} tokens were cut off."
+    assert [record.getMessage()[: len(line)] for record in caplog.records if "documents" in record.getMessage()] == [
+        line
+    ]
+    assert [row["document"] for row in found] == [f"{rows}:{i}" for i in (1, 3, 4)]  # the second is empty
+    assert found[1]["end"] < len("the garden " * 60)
+    text, line = module.told(tmp_path / "v.parquet")
+    assert f"- tokens cut off: {lost}" in text
+    assert "- of them without text, and so without a vector: 1\n" in text
+    assert line == f"vectors: {tmp_path / 'v.parquet'}"
+
+
+@pytest.mark.parametrize("prompts", [None, {"document": "the letter: "}], ids=["no prompt", "prompt"])
+def test_late_pieces_are_the_means_of_their_tokens_in_one_pass(folder, rows, tmp_path, prompts):
+    model = folder(prompts=prompts)
+    found = embed(model, rows, tmp_path / "v.parquet", column="body", pieces=5)
+    text = "The old river. A stone!"
+    states = read(model, text).states
+    before = DocumentEncoder.load(model, device="cpu").prompt_length or 1
+    pieces = [row for row in found if row["document"].endswith(":1")]
+    assert [row["piece"] for row in pieces] == list(range(len(pieces)))
+    assert sum(row["tokens"] for row in pieces) == len(states) - 1 - before
+    for i, row in enumerate(pieces):
+        mean = states[before + 5 * i : before + 5 * i + row["tokens"]].mean(0)
+        expected = torch.nn.functional.normalize(mean, dim=0)
+        torch.testing.assert_close(torch.tensor(row["vector"]), expected, atol=1e-5, rtol=1e-5)
+    joined = "".join(text[row["start"] : row["end"]].replace(" ", "") for row in pieces)
+    assert joined == text.replace(" ", "")
+
+
+def test_sentences_and_given_spans(model, rows, tmp_path):
+    sentences = embed(model, rows, tmp_path / "s.parquet", column="body", sentences=True)
+    assert [(row["start"], row["end"]) for row in sentences[:2]] == [(0, 14), (15, 23)]
+    spans = embed(model, rows, tmp_path / "v.parquet", column="body", spans="where")
+    assert [(row["document"][-2:], row["piece"]) for row in spans] == [(":1", 0), (":1", 1), (":1", 2), (":3", 0)]
+    assert (spans[0]["vector"], spans[2]["vector"]) == (sentences[0]["vector"], sentences[1]["vector"])
+    assert "without a token that was read, and so without a vector: 1\n" in module.told(tmp_path / "v.parquet")[0]
+
+
+def test_a_prompt_is_chosen_by_its_name(folder, rows, tmp_path):
+    model = folder(prompts={"document": "", "letter": "the letter: "})
+    found = embed(model, rows, tmp_path / "v.parquet", column="body", prompt_name="letter")
+    expected = SentenceTransformer(str(model), device="cpu").encode_document("a letter", prompt_name="letter")
+    np.testing.assert_allclose(found[-1]["vector"], expected, atol=1e-5)
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(model, texts, tmp_path, monkeypatch, caplog):
+    whole, output = tmp_path / "whole.parquet", tmp_path / "v.parquet"
+    embed(model, texts, whole, pieces=9, **PARTS)
+    assert pq.ParquetFile(whole).num_row_groups == 4
+    real, seen = module._embedded, []
+
+    def stops(group, *given):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append([document.name for document in group])
+        return real(group, *given)
+
+    monkeypatch.setattr(module, "_embedded", stops)
+    with pytest.raises(KeyboardInterrupt):
+        embed(model, texts, output, pieces=9, **PARTS)
+    assert not output.exists()
+    assert "6 documents are kept in" in caplog.text
+    monkeypatch.setattr(
+        module, "_embedded", lambda group, *given: seen.append([d.name for d in group]) or real(group, *given)
+    )
+    embed(model, texts, output, pieces=9, **PARTS)
+    names = [name for group in seen for name in group]
+    assert names == [str(file) for file in sorted(texts.iterdir())]  # each once
+    assert output.read_bytes() == whole.read_bytes()
+    assert set(tmp_path.iterdir()) == {whole, output}
+    embed(model, texts, output, pieces=9, **PARTS)  # there already
+    assert len(seen) == 4
+
+
+def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(model, texts, tmp_path):
+    whole, output = tmp_path / "whole.parquet", tmp_path / "v.parquet"
+    command = ["embed", str(model), str(texts), "--batch-tokens", "8", "--output"]
+    notes, killed = [], 0
+    fork = multiprocessing.get_context("fork")
+
+    def attempt(target, change):
+        process = fork.Process(target=victim, args=([*command, str(target)], change, None, tmp_path / "note", tmp_path))
+        process.start()
+        process.join(HANG)
+        assert process.exitcode in (0, -signal.SIGKILL), (tmp_path / "note.log").read_text()
+        notes.append((tmp_path / "note").read_text())
+        return process.exitcode
+
+    assert attempt(whole, None) == 0
+    changes = int(notes[0].split()[1])
+    for change in range(1, changes + 1, 2):
+        while attempt(output, change) and killed < 99:  # each attempt gets further, or else ends here
+            killed += 1
+            if change < 4:  # so early that each is killed at the same place
+                break
+        if not output.exists():
+            assert attempt(output, None) == 0
+        assert output.read_bytes() == whole.read_bytes()
+        assert not output.with_name("v.parquet.parts").exists() or attempt(output, None) == 0
+        output.unlink()
+    assert killed > changes / 2
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.parquet", "note", "note.log"}
+
+
+@pytest.fixture
+def half(model, texts, tmp_path, monkeypatch):
+    """Output of a run that has finished half of the documents."""
+    real, seen = module._embedded, []
+
+    def stops(*given):
+        seen.append(given)
+        if len(seen) > 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_embedded", stops)
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, texts, tmp_path / "v.parquet", **PARTS)
+    return tmp_path / "v.parquet"
+
+
+def test_another_run_does_not_go_on_with_it(half, folder, model, texts, tmp_path):
+    parts = half.with_name("v.parquet.parts")
+    before = tree(parts)
+    other = tmp_path / "other"
+    shutil.copytree(texts, other)
+    (other / "11.txt").write_text("changed", encoding="utf-8")
+    for given, options, different in (
+        ((folder(pooling="max"), texts), {}, "model"),
+        ((model, other), {}, "inputs"),
+        ((model, texts), {"pieces": 4}, "pieces"),
+        ((model, texts), {"max_length": 20}, "model"),
+    ):
+        with pytest.raises(ValueError, match=rf"beginning of another run: {different} differ\. Give the command that"):
+            embed(*given, half, **PARTS, **options)
+    assert tree(parts) == before
+    embed(model, texts, half, **PARTS)
+    for given, options in (((model, other), {}), ((model, texts), {"pieces": 4})):
+        with pytest.raises(FileExistsError, match="made from something else: name another --output, or delete it"):
+            embed(*given, half, **PARTS, **options)
+
+
+@pytest.mark.parametrize("place", [200, -100])
+def test_a_damaged_part_is_made_again(half, model, texts, tmp_path, place, caplog):
+    whole = tmp_path / "whole.parquet"
+    embed(model, texts, whole, **PARTS)
+    part = half.with_name("v.parquet.parts") / "000001.parquet"
+    content = bytearray(part.read_bytes())
+    content[place] ^= 1
+    part.write_bytes(content)
+    embed(model, texts, half, **PARTS)
+    assert "000001.parquet is damaged: it, and what follows, is made again." in caplog.text
+    assert half.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pieces", "0"], "--pieces is a number of tokens, at least 1, not 0."),
+        (["--batch-tokens", "-1"], "--batch-tokens is a number of tokens, at least 1, not -1."),
+        (["--pieces", "4", "--sentences"], "--pieces and --sentences exclude each other: choose one of them"),
+        (["--sentences", "--spans", "where"], "--sentences and --spans exclude each other"),
+        (["--max-length", "4096"], "max_length=4096 is more than the 48 positions of the model: choose at most 48"),
+        (["--column", "text"], "has no column 'text'; its columns are body, where. Set --column."),
+        (["--spans", "none"], "has no column 'none'; its columns are body, where. Set --column, --spans."),
+        (["--prompt-name", "none"], "has no prompt 'none'; it has query, document."),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(model, rows, tmp_path, capsys, options, message):
+    column = [] if "--column" in options else ["--column", "body"]
+    output = tmp_path / "v.parquet"
+    assert message in error_line(capsys, "embed", str(model), str(rows), "--output", str(output), *column, *options)
+    assert list(tmp_path.iterdir()) == [rows]
+
+
+def test_outputs_and_folders_that_cannot_be_used(model, folder, rows, texts, tmp_path, capsys):
+    def line(*given):
+        return error_line(capsys, "embed", *map(str, given), "--column", "body")
+
+    assert "is a folder; name a file, such as" in line(model, rows, "--output", tmp_path)
+    (tmp_path / "v.parquet").write_text("mine")
+    assert "was not made here: name another --output" in line(model, rows, "--output", tmp_path / "v.parquet")
+    assert (tmp_path / "v.parquet").read_text() == "mine"
+    assert "no files at" in line(model, tmp_path / "none.txt", "--output", tmp_path / "w.parquet")
+    assert "cannot be loaded" in line(texts, rows, "--output", tmp_path / "w.parquet")
+    assert "there is no folder" in line(tmp_path / "none", rows, "--output", tmp_path / "w.parquet")
+    cls = folder(pooling="cls")
+    assert "the folder's pooling is 'cls'" in line(cls, rows, "--output", tmp_path / "w.parquet", "--sentences")
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "v.parquet"}
+
+
+def test_an_error_before_anything_is_finished_leaves_nothing(model, rows, tmp_path, monkeypatch):
+    def fails(*given):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module, "_write", fails)
+    with pytest.raises(OSError, match="No space"):
+        embed(model, rows, tmp_path / "v.parquet", column="body")
+    assert list(tmp_path.iterdir()) == [rows]
