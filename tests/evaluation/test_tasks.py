@@ -5,7 +5,7 @@ import pytest
 from linformer_hf.evaluation.tasks import Sizes, Task, cut, passages, probe
 
 
-WORDS = "the old keeper walked over the river and the painter stood under a stone "
+WORDS = "the old keepers walked rewrittenly over the river and the painterly 4242 stood under a stone "
 
 
 def sizes(tokenizers, **changes) -> Sizes:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from linformer_hf.evaluation import vectors
 from linformer_hf.evaluation.methods import Method
 from linformer_hf.evaluation.vectors import Store
 
@@ -32,7 +33,7 @@ def test_what_comes_out_is_what_went_in(tmp_path):
     found = store.get(method, TEXTS)
     for i, text in enumerate(TEXTS):
         fresh = method.read(text)
-        assert {key: vectors[i].tolist() for key, vectors in found.items()} == {k: v.tolist() for k, v in fresh.items()}
+        assert {key: kept[i].tolist() for key, kept in found.items()} == {k: v.tolist() for k, v in fresh.items()}
 
 
 def test_an_interrupted_evaluation_goes_on_without_reading_again(tmp_path):
@@ -47,6 +48,17 @@ def test_an_interrupted_evaluation_goes_on_without_reading_again(tmp_path):
     assert again.seen == ["d", "e"]
     store.fill([(again, texts) for texts in jobs])
     assert again.seen == ["d", "e"]
+
+
+def test_a_file_that_cannot_be_written_is_not_left_half(tmp_path, monkeypatch):
+    def fails(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(vectors, "save_file", fails)
+    with pytest.raises(OSError, match="no space left"):
+        Store(tmp_path).fill([(Counting(), TEXTS)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_weights_and_other_texts_are_read_anew(tmp_path):
