@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from linformer_hf import cli
 from linformer_hf.benchmark import benchmark
+from linformer_hf.evaluation import evaluate
 from linformer_hf.paper import compare, reproduce, spectrum, sweep, theory
 from linformer_hf.training import distill, finetune, pretrain
 
@@ -103,9 +104,10 @@ READERS = {
     "spectrum": spectrum.read_recipe,
     "theory": theory.read_recipe,
     "sweep": sweep.read_recipe,
+    "evaluate": evaluate.read_recipe,
     "reproduce": reproduce.read_recipe,
 }
-ONE_SECTION = ("compare", "benchmark", "spectrum", "theory", "sweep", "reproduce")  # named as the verb
+ONE_SECTION = ("compare", "evaluate", "benchmark", "spectrum", "theory", "sweep", "reproduce")  # named as the verb
 
 
 def accept(verb, path, overrides, output):

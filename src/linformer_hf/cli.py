@@ -69,6 +69,12 @@ VERBS = {
         RecipeRun,
         "fine-tune several checkpoints alike, on several tasks with several seeds, into one table",
     ),
+    "evaluate": Verb(
+        "evaluation.evaluate",
+        RecipeRun,
+        "embed long documents by converted encoders and by the source's pieces, and search and classify with them",
+        ". What was read is kept: the same command goes on.",
+    ),
     "demo": Verb(
         "demo.demo",
         Demo,

@@ -28,6 +28,7 @@ FLOORS = {
     "embedding": 5,
     "conversion": 6,
     "training": 7,
+    "evaluation": 8,
     "paper": 8,
     "demo": 8,
     "app": 9,
@@ -35,7 +36,7 @@ FLOORS = {
     "__main__": 11,
 }
 LARGEST_ROOM, LONGEST_MODULE, MOST_IMPORTED = 12, 450, 10
-SHARED = ("utils/files",)  # what every room writes with
+SHARED = ("utils/files", "utils/reporting", "recipe")  # what every room writes with, and every verb reads
 LONGER = {"modeling_linformer": 1300}
 # save_pretrained copies these beside the weights, where transformers loads them without this package.
 COPIED = tuple(f"{name}_linformer" for name in ("configuration", "tokens", "projection", "modeling"))
