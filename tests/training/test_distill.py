@@ -30,6 +30,13 @@ from linformer_hf.training.distill import (
 # With these the validation loss fell to .33-.85 of what it was in 8 draws of each kind; at 0.01 it rose in one.
 LEARNING = ["training.learning_rate=0.003", "training.max_steps=48", "distillation.validation_rows=24"]
 LEARNING += ["training.eval_steps=12", "training.save_steps=12"]
+SEARCH = ["search.weight=1", "search.passages=3", "search.shortest=2", "search.longest=6", "search.pieces=[4, 8]"]
+ONLY_SEARCH = [
+    *SEARCH,
+    "distillation.hidden_weight=0",
+    "distillation.embedding_weight=0",
+    "distillation.answer_weight=0",
+]
 
 
 @pytest.fixture(scope="module", params=["BertModel", "BertForMaskedLM"])
@@ -122,8 +129,9 @@ def test_it_learns_and_trains_what_it_says(pair, recipe, trainable):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path):
-    whole = distill(recipe)
+@pytest.mark.parametrize("more", [[], SEARCH], ids=["states", "search"])
+def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, more):
+    whole = distill(recipe, more)
     halves = f"training.output_dir={tmp_path / 'halves'}"
 
     class Stop(Exception):
@@ -141,11 +149,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path):
         raising=False,
     )
     with pytest.raises(Stop):
-        distill(recipe, [halves])
+        distill(recipe, [halves, *more])
     patch.undo()
     assert (tmp_path / "halves" / "checkpoint-4").is_dir()
     assert not (tmp_path / "halves" / "results.json").exists()
-    resumed = distill(recipe, [halves], resume=True)
+    resumed = distill(recipe, [halves, *more], resume=True)
     assert changed(weights(whole), weights(resumed)) == set()
 
 
@@ -412,3 +420,26 @@ def test_the_teacher_of_a_long_row_is_the_source_over_windows(head, tiny_source)
     with torch.no_grad():
         plain = teacher(**short, output_hidden_states=True)
     assert torch.equal(read_windows(teacher, short, window).hidden_states[-1], plain.hidden_states[-1])
+
+
+def test_rows_learn_to_be_found_by_their_passages(pair, recipe):
+    folder = distill(recipe, [*ONLY_SEARCH, *LEARNING])
+    history = json.loads((folder / "results.json").read_text())["history"]
+    losses = [row["eval_loss"] for row in history if "eval_loss" in row]
+    assert losses[-1] < 0.97 * losses[0]
+    names = changed(weights(pair[1]), weights(folder))
+    assert names
+    assert all(".projection." in name or ".correction." in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "told"),
+    [
+        ([*SEARCH, "training.per_device_train_batch_size=1"], RecipeError, "must be at least 2, got 1"),
+        (ONLY_SEARCH[5:], RecipeError, "search.weight too: nothing is left to learn"),
+        ([*SEARCH, "search.longest=600"], ValueError, "search.longest=600: the source reads passages of at most 46"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(encoder_recipe, overrides, error, told):
+    with pytest.raises(error, match=told):
+        distill(encoder_recipe, overrides)

@@ -1,11 +1,12 @@
 """`linformer-hf distill RECIPE.yaml`: train a converted model to give what its source gives, through Trainer.
 
-A recipe has the sections `model` (DistillModel), `distillation` (Distillation), `data` (PretrainingData) and `training`
-(TrainingArguments, verbatim). The loss is the mean relative square error of every layer's hidden state, plus one minus
-the cosine of the pooled embeddings, plus, where the source has a masked-LM or task head, the Kullback-Leibler
-divergence of its answers. The teacher is the exact twin of the source (K = N). Of rows that are longer than the source
-reads it reads windows (`conversion.shorten.Windows`): it was trained to attend no further. What it would answer for all
-of such a row, a class say, windows do not tell, so there its states alone teach.
+A recipe has the sections `model` (DistillModel), `distillation` (Distillation), `data` (PretrainingData), `training`
+(TrainingArguments, verbatim) and, where rows are to be found by their passages, `search` (passages.Search). The loss is
+the mean relative square error of every layer's hidden state, plus one minus the cosine of the pooled embeddings, plus,
+where the source has a masked-LM or task head, the Kullback-Leibler divergence of its answers. The teacher is the exact
+twin of the source (K = N). Of rows that are longer than the source reads it reads windows
+(`conversion.shorten.Windows`): it was trained to attend no further. What it would answer for all of such a row, a class
+say, windows do not tell, so there its states alone teach.
 """
 
 import re
@@ -32,6 +33,7 @@ from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
 from ..recipe import Recipe, RecipeError, load_recipe
 from ..utils.files import loading
+from .passages import Draw, PassageCollator, PassageDataset, Search, mean_state, search_loss, taken
 from .run import Run, begin_run, open_run, results, save_final, train, write_results, writing
 
 
@@ -63,7 +65,8 @@ class Distillation:
     Args:
         trainable: `shortening`: only gates, E, F and length corrections, so that inputs of at most K tokens stay exact
             (pooled types); `encoder`: every weight of the encoder's layers.
-        hidden_weight, embedding_weight, answer_weight: of the three parts of the loss.
+        hidden_weight, embedding_weight, answer_weight: of the three parts of the loss. Where all are 0 the teacher does
+            not read the rows.
         validation_rows: held-out rows for the validation loss and the fidelity report.
     """
 
@@ -79,30 +82,45 @@ class Distillation:
         if min(self.hidden_weight, self.embedding_weight, self.answer_weight) < 0:
             raise ValueError("the weights of the loss must be at least 0.")
 
+    def any(self) -> bool:
+        return max(self.hidden_weight, self.embedding_weight, self.answer_weight) > 0
+
 
 SECTIONS = {
     "model": DistillModel,
     "distillation": Distillation,
     "data": PretrainingData,
     "training": TrainingArguments,
+    "search": Search,
     "card": CardMetadata,
 }
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A distillation recipe, every section of it checked. Raises RecipeError."""
-    recipe = load_recipe(path, overrides, sections=SECTIONS, built=("model", "distillation", "data"))
+    built = ("model", "distillation", "data", "search")
+    recipe = load_recipe(path, overrides, sections=SECTIONS, built=built)
     if recipe.build("data").streaming:
         raise RecipeError("distill reads a prepared corpus: leave data.streaming out.")
+    if not recipe.build("search").weight:
+        if not recipe.build("distillation").any():
+            raise RecipeError("every weight of the loss is 0, search.weight too: nothing is left to learn.")
+    elif (size := recipe.values("training").get("per_device_train_batch_size", 8)) < 2:
+        raise RecipeError(
+            "search tells the rows of a batch from each other: training.per_device_train_batch_size must be at least "
+            f"2, got {size}."
+        )
     return recipe
 
 
 class Distiller(Trainer):
     """Trainer with the distillation loss: `compute_loss` is the place that it documents for that."""
 
-    def __init__(self, teacher: LinformerPreTrainedModel, weights: Distillation, window: int, **arguments: Any):
+    def __init__(
+        self, teacher: LinformerPreTrainedModel, weights: Distillation, search: Search, window: int, **arguments: Any
+    ):
         super().__init__(**arguments)
-        self.teacher, self.weights, self.window = teacher.to(self.args.device), weights, window
+        self.teacher, self.weights, self.search, self.window = teacher.to(self.args.device), weights, search, window
         # The loss is a mean over this batch, so Trainer must divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
@@ -111,12 +129,20 @@ class Distiller(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels, mask = inputs.pop("labels", None), inputs["attention_mask"]
+        labels, mask, found = inputs.pop("labels", None), inputs["attention_mask"], taken(inputs)
         if isinstance(self.teacher, LinformerForMultipleChoice):
             inputs = {name: value[:, None] for name, value in inputs.items()}  # one choice
-        goal = read_windows(self.teacher, inputs, self.window)
         given = model(**inputs, output_hidden_states=True)
-        loss = distillation_loss(given, goal, mask, labels, self.weights)
+        loss = given.hidden_states[-1].sum() * 0.0
+        if self.weights.any():
+            goal = read_windows(self.teacher, inputs, self.window)
+            loss = loss + distillation_loss(given, goal, mask, labels, self.weights)
+        if "passages" in found:
+            with torch.no_grad():
+                read = self.teacher.base_model(found["passages"], attention_mask=found["passages_mask"])
+            passages = mean_state(read.last_hidden_state, found["passages_mask"])
+            part = search_loss(given.hidden_states[-1], mask, passages, found, self.search.scale)
+            loss = loss + self.search.weight * part
         return (loss, {"loss": loss}) if return_outputs else loss
 
 
@@ -217,13 +243,16 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     data: PretrainingData = recipe.build("data")
     if (data.sequence_length or 0) > length:
         raise ValueError(f"data.sequence_length={data.sequence_length} is longer than the student reads ({length}).")
+    search: Search = recipe.build("search")
+    if search.weight and search.longest > source.length - 2:
+        raise ValueError(f"search.longest={search.longest}: the source reads passages of at most {source.length - 2}.")
     with arguments.main_process_first(desc="preparing the corpus"):
         data.tokenizer = data.tokenizer or section.student
         corpus = prepare(data, data.sequence_length or length)
         held_out = held_out_rows(corpus, data, length, weights.validation_rows)
     difference = fidelity.check_twin(source, teacher, held_out)
     choose_trainable(student, weights.trainable)
-    trainer = build_trainer(teacher, student, weights, source.length, arguments, data, corpus)
+    trainer = build_trainer(teacher, student, weights, search, source.length, arguments, data, corpus)
     begin_run(run)
     trained = train(trainer, run.folder, run, resume)
     evaluated = trainer.evaluate()
@@ -317,6 +346,7 @@ def build_trainer(
     teacher: LinformerPreTrainedModel,
     student: LinformerPreTrainedModel,
     weights: Distillation,
+    search: Search,
     window: int,
     arguments: TrainingArguments,
     data: PretrainingData,
@@ -327,15 +357,19 @@ def build_trainer(
     train: Any = corpus.train
     validation: Any = corpus.validation.select(order.tolist())
     collate: Any = DataCollatorWithPadding(corpus.tokenizer)
-    callbacks = []
-    if isinstance(student, LinformerForMaskedLM):
+    if search.weight:
+        draw = Draw(search, data.seed)
+        train, validation = PassageDataset(train, draw), PassageDataset(validation, draw, static=True)
+        collate = PassageCollator(corpus.tokenizer)
+        arguments.remove_unused_columns = False  # passages are no argument of the model's
+    elif isinstance(student, LinformerForMaskedLM):
         masker = Masker(corpus.tokenizer, data.seed, data.mlm_probability, data.mask_fractions, data.whole_word_masking)
         train, validation = MaskedDataset(train, masker), MaskedDataset(validation, masker, static=True)
         collate = pad_collate(corpus.tokenizer)
-        callbacks = [EpochCallback(train)]
     return Distiller(
         teacher=teacher,
         weights=weights,
+        search=search,
         window=window,
         model=student,
         args=arguments,
@@ -343,7 +377,7 @@ def build_trainer(
         eval_dataset=validation,
         data_collator=collate,
         processing_class=corpus.tokenizer,
-        callbacks=callbacks,
+        callbacks=[EpochCallback(train)] if isinstance(train, MaskedDataset) else [],
     )
 
 

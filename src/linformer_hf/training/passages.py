@@ -1,0 +1,182 @@
+"""Learning from text alone that a long row's vectors must find the row's own passages among others'.
+
+Passages are drawn from a row; some of them are taken out before the student reads it, so that what stands around them
+must do, and the others stay. A passage's vector is the source's own (it is short, so nothing is approximated there) and
+never changes: texts and queries that are embedded already stay valid. Three contrasts, each a cross entropy over
+cosines: a passage finds its row among the batch's, a row finds each of its passages among the other rows', and a
+passage finds the piece of all rows' pieces that it stands, or stood, in. All vectors are means of hidden states.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, normalize
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from ..data.masking import MaskedDataset
+
+
+TRIES = 20  # for a place that overlaps with no other passage
+
+
+@dataclass
+class Search:
+    """Section `search` of a distillation recipe.
+
+    Args:
+        weight: of this loss beside those of section `distillation`; 0 for none.
+        passages: drawn from each row, fewer where they do not fit.
+        shortest, longest: tokens of a passage; lengths between them are drawn log-uniformly.
+        kept: share of the passages that are not taken out of the row.
+        pieces: sizes, in tokens, of the pieces that a passage must find; one of them is drawn for each batch.
+        scale: of the cosines, 1 over the temperature.
+    """
+
+    weight: float = 0.0
+    passages: int = 8
+    shortest: int = 16
+    longest: int = 128
+    kept: float = 0.5
+    pieces: list[int] = field(default_factory=lambda: [128, 256, 512])
+    scale: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"search.weight must be at least 0, got {self.weight}.")
+        for name in ("passages", "shortest", "scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"search.{name} must be above 0, got {getattr(self, name)}.")
+        if self.longest < self.shortest:
+            raise ValueError(f"search.longest={self.longest} is below search.shortest={self.shortest}.")
+        if not 0 <= self.kept <= 1:
+            raise ValueError(f"search.kept is a share, from 0 to 1; got {self.kept}.")
+        if not self.pieces or min(self.pieces) < 1:
+            raise ValueError(f"search.pieces must name at least one size of at least 1 token, got {self.pieces}.")
+
+
+@dataclass
+class Draw:
+    """Draws the passages of a row: another draw for each epoch and row, the same one in each run.
+
+    Called like a `Masker`, by a `MaskedDataset`.
+    """
+
+    section: Search
+    seed: int
+
+    def item(self, ids: Sequence[int], epoch: int, index: int) -> dict[str, Any]:
+        """The row without what is taken out of it, its passages, and where in the row each of them stands or stood."""
+        draw = np.random.default_rng((self.seed, epoch, index))
+        first, *inner, last = np.asarray(ids).tolist()
+        spans = self.spans(len(inner), draw)
+        row, places, at = [first], [], 0
+        for start, stop in spans:
+            row += inner[at:start]
+            kept = inner[start:stop] if draw.random() < self.section.kept else []
+            places.append(len(row) - 1 + len(kept) // 2)  # counted without the first token
+            row += kept
+            at = stop
+        return {
+            "input_ids": [*row, *inner[at:], last],
+            "passages": [[first, *inner[start:stop], last] for start, stop in spans],
+            "places": places,
+            "piece": int(draw.choice(self.section.pieces)),
+        }
+
+    def spans(self, length: int, draw: np.random.Generator) -> list[tuple[int, int]]:
+        """Passages that do not overlap, in order, and that leave at least a quarter of `length` tokens."""
+        section, spans = self.section, list[tuple[int, int]]()
+        room = 3 * length // 4
+        for _ in range(section.passages):
+            tokens = round(np.exp(draw.uniform(np.log(section.shortest), np.log(section.longest))))
+            if tokens > room:
+                break
+            for _ in range(TRIES):
+                start = int(draw.integers(length - tokens + 1))
+                if all(start + tokens <= a or start >= b for a, b in spans):
+                    spans.append((start, start + tokens))
+                    room -= tokens
+                    break
+        return sorted(spans)
+
+
+class PassageDataset(MaskedDataset):
+    """Rows of ids -> rows with their passages, drawn anew in each epoch (or once and for all if `static`)."""
+
+    def __init__(self, rows: Any, draw: Draw, static: bool = False):
+        super().__init__(rows, draw, static)  # type: ignore[arg-type]  # it is not called
+        self.draw = draw
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        rows = zip(indices, self.rows[indices]["input_ids"], strict=True)
+        return [self.draw.item(ids, self.epoch, index) for index, ids in rows]
+
+
+class PassageCollator:
+    """Pads rows and passages: input_ids and attention_mask [B, N]; passages and passages_mask [M, n]; rows, places [M]
+    and piece, a number."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.pad = DataCollatorWithPadding(tokenizer)
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = dict(self.pad([{"input_ids": item["input_ids"]} for item in items]))
+        passages = [{"input_ids": ids} for item in items for ids in item["passages"]]
+        if passages:
+            padded = self.pad(passages)
+            batch |= {"passages": padded["input_ids"], "passages_mask": padded["attention_mask"]}
+        counts = torch.tensor([len(item["passages"]) for item in items])
+        batch["rows"] = torch.arange(len(items)).repeat_interleave(counts)
+        batch["places"] = torch.tensor([place for item in items for place in item["places"]], dtype=torch.long)
+        return batch | {"piece": items[0]["piece"]}
+
+
+def taken(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a `PassageCollator` has put beside the model's own inputs, taken out of them."""
+    return {
+        name: inputs.pop(name) for name in ("passages", "passages_mask", "rows", "places", "piece") if name in inputs
+    }
+
+
+def mean_state(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B, N, C] and [B, N] -> [B, C], in float32 at least: the mean over a row's real tokens."""
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def search_loss(
+    states: torch.Tensor, mask: torch.Tensor, passages: torch.Tensor, found: dict[str, Any], scale: float
+) -> torch.Tensor:
+    """The three contrasts.
+
+    Args:
+        states, mask: [B, N, C] of the student, [B, N].
+        passages: [M, C], the source's vectors of the passages.
+        found: `rows` [M], each passage's row; `places` [M], its place in it, counted without the first token; `piece`.
+
+    Returns:
+        A scalar.
+    """
+    rows, mask = found["rows"], mask.bool()
+    whole = normalize(mean_state(states, mask), dim=-1)
+    pieces: list[torch.Tensor] = []
+    first, counts = [], []  # of each row: the number of its first piece, and how many it has
+    for row, real in zip(states, mask, strict=True):
+        own_pieces = (row[real][1:-1] if real.sum() > 2 else row[real]).split(found["piece"])
+        first.append(len(pieces))
+        counts.append(len(own_pieces))
+        pieces += [piece.to(whole.dtype).mean(0) for piece in own_pieces]
+    passages = normalize(passages.to(whole), dim=-1)
+    to_rows = scale * passages @ whole.T  # [M, B]
+    loss = cross_entropy(to_rows, rows)
+    # A passage against those of other rows, for its own row's vector: those of the same row are no wrong answers.
+    number = torch.arange(len(rows), device=rows.device)
+    same = (rows[:, None] == rows[None]) & (number[:, None] != number[None])
+    back = to_rows[:, rows].T.masked_fill(same, float("-inf"))
+    loss = loss + 0.5 * cross_entropy(back, number)
+    start, most = torch.tensor([first, counts], device=rows.device)[:, rows]
+    piece = start + torch.minimum(found["places"] // found["piece"], most - 1)
+    return loss + cross_entropy(scale * passages @ normalize(torch.stack(pieces), dim=-1).T, piece)
