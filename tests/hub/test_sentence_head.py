@@ -1,0 +1,210 @@
+"""The modules behind a sentence encoder: read, computed, written and sent as sentence-transformers itself does."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+from helpers import BLOCKER
+from hub_server import Hub, run_python
+from linformer_hf.hub.sentence_head import read
+
+
+TEXTS = ["the old River walked", "a garden", "Zoë stood under the stone"]
+K = 24
+PROMPTS = {"query": "the letter: ", "document": "a window: "}
+# Argv: JSON lists of names and of texts, and the folder for what they give.
+ENCODE = (
+    BLOCKER
+    + """
+import json, sys, warnings
+from pathlib import Path
+
+sys.meta_path.insert(0, Blocker)
+warnings.simplefilter("error", FutureWarning)
+
+import torch
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+
+torch.set_num_threads(1)
+names, texts = map(json.loads, sys.argv[1:3])
+for number, name in enumerate(names):
+    encoder = SentenceTransformer(name, device="cpu", trust_remote_code=True)
+    vectors = {"vectors": encoder.encode(texts, convert_to_tensor=True)}
+    vectors["queries"] = encoder.encode_query(texts, convert_to_tensor=True)
+    save_file(vectors, Path(sys.argv[3], f"{number}.safetensors"))
+    assert type(encoder[0].auto_model).__module__.startswith("transformers_modules.")
+    print(encoder.max_seq_length)
+"""
+)
+# Argv: the folder between.
+CONVERT = """
+import sys
+
+from linformer_hf.conversion.convert import convert
+from linformer_hf.hub.push import push
+
+convert("them/encoder", sys.argv[1], projected_length=24)
+push(sys.argv[1], "jane/model")
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tiny_source, tmp_path_factory):
+    """Saves a random sentence encoder (N = 48, 24 channels): pooling, further modules -> folder."""
+    source = str(tiny_source())
+
+    def save(pooling="mean", dense=None, normalize=False, lower=False, **more):
+        torch.manual_seed(1)
+        modules = [Transformer(source), Pooling(24, pooling)]
+        modules += [Dense(modules[1].pooling_output_dimension, 10, **dense)] if dense is not None else []
+        modules += [Normalize()] if normalize else []
+        folder = tmp_path_factory.mktemp("sentence") / "encoder"
+        SentenceTransformer(modules=modules, device="cpu", **more).save(str(folder))
+        if lower:  # as older versions have written it; today's writes it into the tokenizer
+            change(folder / "sentence_bert_config.json", do_lower_case=True)
+        return folder
+
+    return save
+
+
+HEADS = {
+    "mean": {},
+    "max": {"pooling": "max"},
+    "cls, normalised": {"pooling": "cls", "normalize": True},
+    "last token": {"pooling": "lasttoken"},
+    "weighted": {"pooling": "weightedmean"},
+    "by the root": {"pooling": "mean_sqrt_len_tokens"},
+    "two, not in the flags' order": {"pooling": ("mean", "cls")},
+    "dense": {"dense": {}, "normalize": True, "lower": True},
+    "dense, no bias": {"dense": {"bias": False, "activation_function": torch.nn.Identity()}},
+    "prompts": {"prompts": PROMPTS, "similarity_fn_name": "dot", "normalize": True},
+}
+
+
+@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS)
+def test_it_computes_and_writes_what_sentence_transformers_does(made, options, tmp_path):
+    folder = made(**options)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    head = read(folder)
+    states = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    features = {"token_embeddings": states, "attention_mask": mask}
+    with torch.no_grad():
+        for module in list(theirs)[1:]:
+            features = module(features)
+        torch.testing.assert_close(head(states, mask), features["sentence_embedding"], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(head(states)[:1], head(states, mask)[:1], rtol=1e-6, atol=1e-6)
+
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    for path in [*copy.glob("*_*/"), *copy.glob("*sentence*.json")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    head.write(copy, 48)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = SentenceTransformer(str(copy), device="cpu")
+    torch.testing.assert_close(again.encode(TEXTS), theirs.encode(TEXTS), rtol=0, atol=0)
+    assert (again.prompts, again.similarity_fn_name) == (theirs.prompts, theirs.similarity_fn_name)
+    assert again[0].do_lower_case == options.get("lower", False)
+    assert str(read(copy)) == str(head)
+
+
+def test_the_files_are_what_every_server_reads(made, tmp_path):
+    read(made(pooling="cls", dense={}, normalize=True, prompts=PROMPTS)).write(tmp_path, 96)
+    found = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("*.json")}
+    content = {name: json.loads(path.read_text()) for name, path in found.items()}
+    assert [(one["path"], one["type"]) for one in content["modules.json"]] == [
+        ("", "sentence_transformers.models.Transformer"),
+        ("1_Pooling", "sentence_transformers.models.Pooling"),
+        ("2_Dense", "sentence_transformers.models.Dense"),
+        ("3_Normalize", "sentence_transformers.models.Normalize"),
+    ]
+    assert content["1_Pooling/config.json"] == {
+        "word_embedding_dimension": 24,
+        "pooling_mode_cls_token": True,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+        "pooling_mode_weightedmean_tokens": False,
+        "pooling_mode_lasttoken": False,
+        "include_prompt": True,
+        "pooling_mode": "cls",
+    }
+    assert content["sentence_bert_config.json"] == {"max_seq_length": 96, "do_lower_case": False}
+    assert content["config_sentence_transformers.json"] == {
+        "prompts": PROMPTS,
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    assert content["2_Dense/config.json"]["activation_function"] == "torch.nn.modules.activation.Tanh"
+
+
+def test_flags_alone_are_read(made):
+    folder = made()
+    config = {"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(config))
+    assert str(read(folder)) == "cls"
+    config = {"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(config))
+    assert str(read(folder)) == "cls and mean"
+
+
+def clean_vectors(names, hub, place: Path) -> tuple[list[dict[str, torch.Tensor]], list[int]]:
+    """What each name gives in a process without this package, and the most tokens that it reads."""
+    place.mkdir(exist_ok=True)
+    arguments = [json.dumps([str(name) for name in names]), json.dumps(TEXTS), str(place)]
+    ran = run_python(ENCODE, *arguments, hub=hub, home=place / "home", package=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "WARN" not in ran.stderr.upper()
+    given = [load_file(place / f"{number}.safetensors") for number in range(len(names))]
+    return given, [int(length) for length in ran.stdout.split()]
+
+
+def check_vectors(given: dict[str, torch.Tensor], folder: Path) -> None:
+    """Not bit for bit: with its slots, our attention multiplies in another order than the source's."""
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    longest = max(len(ids) for ids in theirs.tokenizer([PROMPTS["query"] + text for text in TEXTS])["input_ids"])
+    assert longest <= K
+    for name, encode in (("vectors", theirs.encode), ("queries", theirs.encode_query)):
+        expected = encode(TEXTS, convert_to_tensor=True)
+        torch.testing.assert_close(given[name], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_a_clean_process_gets_the_sources_own_vectors(made, texts, tmp_path):
+    folders = [made(normalize=True), made(pooling="cls", lower=True), made(pooling=("mean", "max"), dense={})]
+    for number, (folder, length) in enumerate(zip(folders, (48, 96, 48), strict=True)):
+        output = tmp_path / str(number)
+        options = {"projected_length": K, "max_length": length, "calibrate": str(texts), "calibration_rows": 8}
+        convert(str(folder), output, **options)
+    with Hub() as hub:
+        given, lengths = clean_vectors([tmp_path / str(number) for number in range(3)], hub, tmp_path / "given")
+        assert not hub.requests
+    assert lengths == [48, 96, 48]
+    for vectors, folder in zip(given, folders, strict=True):
+        check_vectors(vectors, folder)
+
+
+def test_from_the_hub_to_the_hub(made, tmp_path):
+    folder, output = made(pooling="max", dense={}, normalize=True, prompts=PROMPTS), tmp_path / "linformer"
+    sent = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with Hub() as hub:
+        hub.create("them/encoder", {**sent, "onnx/model.onnx": b"large", "2_Dense/pytorch_model.bin": b"pickled"})
+        home = tmp_path / "home"
+        ran = run_python(CONVERT, str(output), hub=hub, home=home, package=True, HF_TOKEN="hf_" + "w" * 34)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        asked = [request.path for request in hub.requests if request.path.startswith("/them/encoder/resolve")]
+        assert not [path for path in asked if path.endswith((".onnx", ".bin", "README.md"))]
+        sent = set(hub.files("jane/model"))
+        (given,), _ = clean_vectors(["jane/model"], hub, tmp_path / "given")
+    written = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert written - sent == {"checksums.json"}
+    check_vectors(given, folder)
