@@ -39,7 +39,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Each file is run by one process (--dist loadfile), which makes the fixtures of the file once.
 LONGEST = (
     *("processes", "benchmark", "onnx", "upstream", "interruption", "export", "kills_of_groups", "modeling_linformer"),
-    *("push", "run", "sources", "convert", "security", "corruption", "distill", "determinism", "numerics", "app"),
+    *(
+        "push",
+        "run",
+        "sources",
+        "convert",
+        "security",
+        "sentence_head",
+        "corruption",
+        "distill",
+        "determinism",
+        "numerics",
+        "app",
+    ),
     *(
         "kills",
         "boundaries",

@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from helpers import BLOCKER
 from hub_server import Hub, run_python
-from linformer_hf.hub.sentence_head import read
+from linformer_hf import cli
+from linformer_hf.conversion.convert import convert
+from linformer_hf.hub.push import PushError, read_folder
+from linformer_hf.hub.sentence_head import pooled, read
+from linformer_hf.utils.files import read_json
 
 
 TEXTS = ["the old River walked", "a garden", "Zoë stood under the stone"]
@@ -55,6 +60,10 @@ from linformer_hf.hub.push import push
 convert("them/encoder", sys.argv[1], projected_length=24)
 push(sys.argv[1], "jane/model")
 """
+
+
+def change(path: Path, **fields) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 @pytest.fixture(scope="module")
@@ -170,16 +179,14 @@ def clean_vectors(names, hub, place: Path) -> tuple[list[dict[str, torch.Tensor]
 
 
 def check_vectors(given: dict[str, torch.Tensor], folder: Path) -> None:
-    """Not bit for bit: with its slots, our attention multiplies in another order than the source's."""
     theirs = SentenceTransformer(str(folder), device="cpu")
     longest = max(len(ids) for ids in theirs.tokenizer([PROMPTS["query"] + text for text in TEXTS])["input_ids"])
     assert longest <= K
     for name, encode in (("vectors", theirs.encode), ("queries", theirs.encode_query)):
-        expected = encode(TEXTS, convert_to_tensor=True)
-        torch.testing.assert_close(given[name], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+        assert torch.equal(given[name], encode(TEXTS, convert_to_tensor=True))
 
 
-def test_a_clean_process_gets_the_sources_own_vectors(made, texts, tmp_path):
+def test_a_clean_process_gets_the_sources_own_vectors_bit_for_bit(made, texts, tmp_path):
     folders = [made(normalize=True), made(pooling="cls", lower=True), made(pooling=("mean", "max"), dense={})]
     for number, (folder, length) in enumerate(zip(folders, (48, 96, 48), strict=True)):
         output = tmp_path / str(number)
@@ -208,3 +215,140 @@ def test_from_the_hub_to_the_hub(made, tmp_path):
     written = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
     assert written - sent == {"checksums.json"}
     check_vectors(given, folder)
+
+
+def test_the_report_measures_the_folders_own_vectors(made, tmp_path):
+    """A random encoder whose first token means little has other means than first states."""
+    found = {}
+    for pooling in ("mean", "cls"):
+        convert(str(made(pooling=pooling, normalize=True)), tmp_path / pooling, projected_length=12)
+        found[pooling] = read_json(tmp_path / pooling / "fidelity.json", "")
+        assert f"source's folder says ({pooling}, normalised)" in (tmp_path / pooling / "fidelity.md").read_text()
+    chosen = tmp_path / "chosen"
+    convert(str(made(pooling="mean")), chosen, projected_length=12, sentence_head="cls")
+    assert json.loads((chosen / "1_Pooling/config.json").read_text())["pooling_mode"] == "cls"
+    longest = {name: content["lengths"]["48"] for name, content in found.items()}
+    longest["chosen"] = read_json(chosen / "fidelity.json", "")["lengths"]["48"]
+    assert longest["mean"]["final_error"] == longest["cls"]["final_error"]
+    assert longest["cls"]["cosine"] == pytest.approx(longest["chosen"]["cosine"], abs=1e-6)
+    assert longest["cls"]["cosine"] < longest["mean"]["cosine"] - 1e-3
+
+
+def test_no_head_where_there_is_none(tiny_source, made, tmp_path):
+    assert read(tiny_source()) is None
+    folder = made()
+    listed = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(listed[:1]))  # as a cross-encoder is saved
+    assert read(folder) is None
+    convert(str(folder), tmp_path / "plain", projected_length=12)
+    convert(str(made()), tmp_path / "none", projected_length=12, sentence_head="none")
+    for name in ("plain", "none"):
+        assert not list((tmp_path / name).glob("*entence*")) + list((tmp_path / name).glob("1_*"))
+        assert "library_name: transformers" in (tmp_path / name / "README.md").read_text()
+        assert "means over tokens" in (tmp_path / name / "fidelity.md").read_text()
+
+
+def test_the_card_says_how_to_encode(made, tmp_path):
+    convert(str(made(pooling="cls", prompts=PROMPTS)), tmp_path / "prompts", projected_length=12)
+    text = (tmp_path / "prompts" / "README.md").read_text()
+    data = ModelCard(text).data
+    assert (data.pipeline_tag, data.library_name) == ("sentence-similarity", "sentence-transformers")
+    assert {"linformer", "sentence-transformers", "feature-extraction"} <= set(data.tags)
+    order = ["- `query`: `the letter: `", "SentenceTransformer(name, revision=commit, trust_remote_code=True)"]
+    order += ["states of the tokens: cls.", "AutoModel.from_pretrained(name"]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+    card = read_folder(tmp_path / "prompts", "jane/model")["README.md"].decode()
+    assert "encoder.encode_document(" in card
+    assert card.count('name = "jane/model"') == 2
+    convert(str(made()), tmp_path / "plain", projected_length=12)
+    text = (tmp_path / "plain" / "README.md").read_text()
+    assert "prompt" not in text
+    assert "encoder.encode(" in text
+
+
+def other_module(folder: Path) -> None:
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[1]["type"] = "sentence_transformers.models.LSTM"
+    (folder / "modules.json").write_text(json.dumps(listed))
+
+
+def foreign_module(folder: Path) -> None:
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[1]["type"] = "pylate.models.Pooling"
+    (folder / "modules.json").write_text(json.dumps(listed))
+
+
+def no_pooling(folder: Path) -> None:
+    listed = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([listed[0], listed[2]]))
+
+
+def outside(folder: Path) -> None:
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[1]["path"] = "../1_Pooling"
+    (folder / "modules.json").write_text(json.dumps(listed))
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "2_Dense/model.safetensors"), folder / "2_Dense/pytorch_model.bin")
+    (folder / "2_Dense/model.safetensors").unlink()
+
+
+def narrow(folder: Path) -> None:
+    weights = {"linear.weight": torch.ones(10, 23), "linear.bias": torch.ones(10)}
+    save_file(weights, folder / "2_Dense/model.safetensors")
+
+
+def config(name: str, **fields):
+    return lambda folder: change(folder / name, **fields)
+
+
+BAD = {
+    "another module": (other_module, ["LSTM", "Pooling, Dense, Normalize"]),
+    "a module of others": (foreign_module, ["pylate.models.Pooling"]),
+    "no pooling": (no_pooling, ["one pooling", "Dense in '2_Dense'"]),
+    "outside": (outside, ["'../1_Pooling'", "outside"]),
+    "no such pooling": (config("1_Pooling/config.json", pooling_mode="median"), ["median", "lasttoken"]),
+    "pooling of another width": (config("1_Pooling/config.json", word_embedding_dimension=23), ["23"]),
+    "dense of another width": (config("2_Dense/config.json", in_features=48), ["2_Dense is 48 to 10", "24 channels"]),
+    "other dense weights": (narrow, ["linear.weight [10, 23]", "24 channels"]),
+    "pickled dense": (
+        pickled,
+        ["2_Dense has no model.safetensors", "pickled", ".save(FOLDER)"],
+    ),
+    "someone's activation": (config("2_Dense/config.json", activation_function="os.system"), ["os.system"]),
+    "dense of tokens": (config("2_Dense/config.json", module_input_name="token_embeddings"), ["2_Dense"]),
+    "a residual": (config("2_Dense/config.json", use_residual=True), ["use_residual"]),
+    "vectors of the encoder": (
+        config("sentence_bert_config.json", module_output_name="sentence_embedding"),
+        ["in the encoder"],
+    ),
+    "damaged": (lambda folder: (folder / "modules.json").write_text("["), ["modules.json is damaged"]),
+    "no list": (lambda folder: (folder / "modules.json").write_text('{"a": 1, "b": 2}'), ["no list of modules"]),
+}
+
+
+@pytest.mark.parametrize(("harm", "words"), BAD.values(), ids=BAD)
+def test_what_cannot_be_carried_along_is_one_line(harm, words, made, tmp_path, capsys):
+    folder = Path(shutil.copytree(made(dense={}, normalize=True), tmp_path / "source"))
+    harm(folder)
+    assert cli.main(["convert", str(folder), str(tmp_path / "out"), "--projected-length", "12"]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    for text in (*words, "--sentence-head none"):
+        assert text in error
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("harm", ["another module", "pickled dense", "pooling of another width", "damaged"])
+def test_push_checks_it_too(harm, made, tmp_path):
+    output = convert(str(made(dense={}, normalize=True)), tmp_path / "out", projected_length=12)
+    (output / "checksums.json").unlink()
+    read_folder(output, "jane/model")
+    BAD[harm][0](output)
+    with pytest.raises(PushError, match=r"delete modules\.json to publish the encoder alone"):
+        read_folder(output, "jane/model")
+
+
+def test_a_head_of_ones_own_choice():
+    states = torch.randn(2, 5, 24)
+    assert torch.equal(pooled("max", 24)(states), states.amax(1))

@@ -302,7 +302,8 @@ def _token() -> str:
 def _listing(files: dict[str, Path | bytes], folder: Path) -> str:
     width = max(map(len, files))
     lines = [f"  {name:<{width}}  {_size(content):>15,}" for name, content in files.items()]
-    left = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in files)
+    sent = {name.partition("/")[0] for name in files}
+    left = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in sent)
     return "\n".join([*lines, *([f"Left out: {', '.join(left)}"] if left else [])])
 
 

@@ -31,6 +31,7 @@ ENCODER_FILES = (ENCODER_FILE, *(f"sentence_{kind}_config.json" for kind in ("ro
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 KINDS = ("Pooling", "Dense", "Normalize")
 SENTENCE = "sentence_embedding"
+SETTINGS: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
 Choice = Literal["source", "none", "mean", "cls", "max"]
 
 
@@ -131,7 +132,8 @@ class SentenceHead:
 
 def pooled(mode: str, width: int) -> SentenceHead:
     """A head of one pooling and nothing else, for states of size `width`."""
-    return SentenceHead((_pooling({"word_embedding_dimension": width, "pooling_mode": mode}),), {}, {})
+    pooling = _pooling({"word_embedding_dimension": width, "pooling_mode": mode})
+    return SentenceHead((pooling,), SETTINGS, {"do_lower_case": False})
 
 
 def read(name: str | Path, revision: str | None = None) -> SentenceHead | None:
@@ -201,6 +203,8 @@ def _module(name: str | Path, kind: str, path: PurePosixPath, revision: str | No
     """One module and the size of what it gives, from that of what it is given."""
     config = _json(name, f"{path}/{CONFIG_FILE}", revision) or {}
     place = f"{name}/{path}"
+    if config.get("use_residual"):
+        raise SentenceHeadError(f"{place} has use_residual, which cannot be carried along.")
     if not isinstance(config, dict) or config.get("module_input_name", SENTENCE) != SENTENCE:
         raise SentenceHeadError(f"{place} does not work on a text's vector, so it cannot be carried along.")
     try:
@@ -254,8 +258,7 @@ def _dense(name: str | Path, path: PurePosixPath, config: dict[str, Any], revisi
 
 def _settings(name: str | Path, revision: str | None) -> dict[str, Any]:
     found = _json(name, SETTINGS_FILE, revision) or {}
-    defaults: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    return {key: found.get(key) or default for key, default in defaults.items()}
+    return {key: found.get(key) or default for key, default in SETTINGS.items()}
 
 
 def _encoder(name: str | Path, revision: str | None) -> dict[str, Any]:
