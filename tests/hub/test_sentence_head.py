@@ -343,7 +343,10 @@ def test_what_cannot_be_carried_along_is_one_line(harm, words, made, tmp_path, c
 def test_push_checks_it_too(harm, made, tmp_path):
     output = convert(str(made(dense={}, normalize=True)), tmp_path / "out", projected_length=12)
     (output / "checksums.json").unlink()
-    read_folder(output, "jane/model")
+    (output / "onnx").mkdir()
+    (output / "onnx" / "model.onnx").write_bytes(b"onnx")
+    sent = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert read_folder(output, "jane/model").keys() == sent
     BAD[harm][0](output)
     with pytest.raises(PushError, match=r"delete modules\.json to publish the encoder alone"):
         read_folder(output, "jane/model")

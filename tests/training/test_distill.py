@@ -103,7 +103,7 @@ def changed(before, after) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_a_students_own_vectors_are_aimed_at_and_stay(tiny_source, texts, tmp_path):
+def test_a_students_own_vectors_are_aimed_at_and_stay(tiny_source, texts, tmp_path, monkeypatch):
     source, student = tiny_source(), tmp_path / "student"
     convert(str(source), student, projected_length=12, length_correction=True, sentence_head="cls")
     head = read_head(student)
@@ -114,7 +114,18 @@ def test_a_students_own_vectors_are_aimed_at_and_stay(tiny_source, texts, tmp_pa
     first = [part[torch.arange(2), [0, 2]] for part in states]
     torch.testing.assert_close(loss, (1 - torch.cosine_similarity(*first)).mean())
 
-    folder = distill(write_recipe((source, student), texts, tmp_path), ["training.max_steps=1"])
+    seen = []
+
+    def watched(*arguments):
+        seen.append(str(arguments[-1]))
+        return distillation_loss(*arguments)
+
+    monkeypatch.setattr("linformer_hf.training.distill.distillation_loss", watched)
+    recipe = write_recipe((source, student), texts, tmp_path)
+    folder = distill(recipe, ["training.max_steps=1"])
+    assert set(seen) == {"cls"}
+    (folder / "results.json").unlink()  # killed while the model was moved to its place
+    distill(recipe, ["training.max_steps=1"], resume=True)
     for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
         assert (folder / name).read_bytes() == (student / name).read_bytes()
     assert "1_Pooling/config.json" in json.loads((folder / "checksums.json").read_text())
