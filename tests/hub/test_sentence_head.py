@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import _CACHED_NO_EXIST, ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
@@ -323,8 +324,15 @@ BAD = {
         config("sentence_bert_config.json", module_output_name="sentence_embedding"),
         ["in the encoder"],
     ),
+    "settings that are none": (
+        lambda folder: (folder / "sentence_bert_config.json").write_text("[1]"),
+        ["sentence_bert_config.json is damaged"],
+    ),
     "damaged": (lambda folder: (folder / "modules.json").write_text("["), ["modules.json is damaged"]),
-    "no list": (lambda folder: (folder / "modules.json").write_text('{"a": 1, "b": 2}'), ["no list of modules"]),
+    "no list": (
+        lambda folder: (folder / "modules.json").write_text('{"a": 1, "b": 2}'),
+        ["modules.json is damaged", "no list"],
+    ),
 }
 
 
@@ -355,3 +363,14 @@ def test_push_checks_it_too(harm, made, tmp_path):
 def test_a_head_of_ones_own_choice():
     states = torch.randn(2, 5, 24)
     assert torch.equal(pooled("max", 24)(states), states.amax(1))
+
+
+def test_without_a_network_no_repository_is_taken_for_one_without_a_pooling(monkeypatch):
+    def unreachable(*_, **__):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("linformer_hf.hub.sentence_head.hf_hub_download", unreachable)
+    with pytest.raises(LocalEntryNotFoundError):
+        read("them/encoder")
+    monkeypatch.setattr("linformer_hf.hub.sentence_head.try_to_load_from_cache", lambda *_, **__: _CACHED_NO_EXIST)
+    assert read("them/encoder") is None  # the Hub has said so before

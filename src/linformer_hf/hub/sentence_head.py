@@ -11,9 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from huggingface_hub.file_download import _CACHED_NO_EXIST
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -143,13 +142,13 @@ def read(name: str | Path, revision: str | None = None) -> SentenceHead | None:
         SentenceHeadError: a module cannot be carried along, or a file is damaged; the message names it.
         LocalEntryNotFoundError: the Hub cannot be asked.
     """
-    listed = _json(name, MODULES_FILE, revision)
-    if listed is None or (isinstance(listed, list) and len(listed) == 1):  # as of a cross-encoder
+    listed = _json(name, MODULES_FILE, revision, list)
+    if listed is None or len(listed) == 1:  # as of a cross-encoder
         return None
     try:
         places = [(str(one["type"]), PurePosixPath(one["path"])) for one in listed]
     except (TypeError, KeyError) as error:
-        raise SentenceHeadError(f"{name}/{MODULES_FILE} is no list of modules ({error!r}).") from error
+        raise SentenceHeadError(f"{name}/{MODULES_FILE} is damaged ({error!r}).") from error
     kinds = [kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind for kind, _ in places]
     if strange := [kind for kind in kinds[1:] if kind not in KINDS]:
         raise SentenceHeadError(
@@ -171,7 +170,7 @@ def read(name: str | Path, revision: str | None = None) -> SentenceHead | None:
 
 def files(folder: Path) -> list[str]:
     """Names of the files in a folder that `read` has read."""
-    listed = _json(folder, MODULES_FILE, None)
+    listed = _json(folder, MODULES_FILE, None, list) or []
     inside = [f"{one['path']}/{file}" for one in listed[1:] for file in (CONFIG_FILE, WEIGHTS_FILE)]
     return [file for file in (MODULES_FILE, SETTINGS_FILE, *ENCODER_FILES, *inside) if (folder / file).is_file()]
 
@@ -205,7 +204,7 @@ def _module(name: str | Path, kind: str, path: PurePosixPath, revision: str | No
     place = f"{name}/{path}"
     if config.get("use_residual"):
         raise SentenceHeadError(f"{place} has use_residual, which cannot be carried along.")
-    if not isinstance(config, dict) or config.get("module_input_name", SENTENCE) != SENTENCE:
+    if config.get("module_input_name", SENTENCE) != SENTENCE:
         raise SentenceHeadError(f"{place} does not work on a text's vector, so it cannot be carried along.")
     try:
         if kind == "Pooling":
@@ -269,10 +268,13 @@ def _encoder(name: str | Path, revision: str | None) -> dict[str, Any]:
     return {"do_lower_case": bool(found.get("do_lower_case")), **more}
 
 
-def _json(name: str | Path, file: str, revision: str | None) -> Any:
+def _json(name: str | Path, file: str, revision: str | None, kind: type = dict) -> Any:
     found = _file(name, file, revision)
     try:
-        return None if found is None else json.loads(found.read_text(encoding="utf-8"))
+        content = None if found is None else json.loads(found.read_text(encoding="utf-8"))
+        if found is not None and not isinstance(content, kind):
+            raise ValueError(f"it holds no {kind.__name__}")
+        return content
     except ValueError as error:
         raise SentenceHeadError(f"{name}/{file} is damaged ({error}).") from error
 
