@@ -300,6 +300,14 @@ def narrow(folder: Path) -> None:
     save_file(weights, folder / "2_Dense/model.safetensors")
 
 
+def wide(folder: Path) -> None:
+    """Whole in itself, behind a pooling of 24 channels."""
+    change(folder / "2_Dense/config.json", in_features=48)
+    save_file(
+        {"linear.weight": torch.ones(10, 48), "linear.bias": torch.ones(10)}, folder / "2_Dense/model.safetensors"
+    )
+
+
 def config(name: str, **fields):
     return lambda folder: change(folder / name, **fields)
 
@@ -311,7 +319,7 @@ BAD = {
     "outside": (outside, ["'../1_Pooling'", "outside"]),
     "no such pooling": (config("1_Pooling/config.json", pooling_mode="median"), ["median", "lasttoken"]),
     "pooling of another width": (config("1_Pooling/config.json", word_embedding_dimension=23), ["23"]),
-    "dense of another width": (config("2_Dense/config.json", in_features=48), ["2_Dense is 48 to 10", "24 channels"]),
+    "dense of another width": (wide, ["2_Dense is 48 to 10", "24 channels"]),
     "other dense weights": (narrow, ["linear.weight [10, 23]", "24 channels"]),
     "pickled dense": (
         pickled,
