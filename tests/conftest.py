@@ -39,6 +39,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Each file is run by one process (--dist loadfile), which makes the fixtures of the file once.
 LONGEST = (
     *("processes", "benchmark", "onnx", "upstream", "interruption", "export", "kills_of_groups", "modeling_linformer"),
+    "sentence_head",
     *("push", "run", "sources", "convert", "security", "corruption", "distill", "determinism", "numerics", "app"),
     *(
         "kills",

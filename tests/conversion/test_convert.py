@@ -122,7 +122,8 @@ def test_an_official_linformer_is_taken_over(tmp_path, monkeypatch, capsys):
     assert not {path.name for path in (tmp_path / "out").iterdir()} & {"fidelity.json", "fidelity.md", "fidelity.png"}
     assert json.loads((tmp_path / "out" / "results.json").read_text())["fidelity"] is None
     encoders.assert_official(transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out"), official)
-    convert(path, tmp_path / "long", max_length=24)
+    convert(path, tmp_path / "long", max_length=24, sentence_head="mean")
+    assert json.loads((tmp_path / "long" / "sentence_bert_config.json").read_text())["max_seq_length"] == 24
     longer = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
     assert longer(torch.arange(24)[None] + 5).logits.shape == (1, 24, encoders.VOCABULARY)
     for options, words in ((["--calibrate", "demo"], "nothing to calibrate"), (["--projected-length", "2"], "kept")):

@@ -14,6 +14,7 @@ from reference import BANDS, name_of, tiny_config, tiny_model
 import linformer_hf
 from linformer_hf import cli
 from linformer_hf.hub import export
+from linformer_hf.hub.sentence_head import pooled
 
 
 PROJECTIONS = [
@@ -80,6 +81,17 @@ def test_onnxruntime_gives_what_pytorch_gives(projection, tmp_path, caplog):
     assert len(said) == 2
     assert "largest difference" in said[0]
     assert str(path) in said[1]
+
+
+def test_a_sentence_encoders_file_is_where_sentence_transformers_looks(tmp_path):
+    """Its ONNX backend reads onnx/model.onnx, gives what the tokenizer gives, and takes the first output's states."""
+    model = saved(tmp_path, "LinformerModel", projection_type="mean_pool", **SMALL)
+    pooled("mean", model.config.hidden_size).write(tmp_path, 20)
+    path = export.export(tmp_path)
+    assert path == tmp_path / "onnx" / "model.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_inputs()] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert session.get_outputs()[0].name == "last_hidden_state"
 
 
 @pytest.mark.parametrize(("head", "outputs"), SEQUENCE_HEADS.items(), ids=list(SEQUENCE_HEADS))

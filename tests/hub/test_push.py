@@ -256,6 +256,12 @@ def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(hub, folder,
     assert names == {"model.safetensors", "modeling_linformer.py"}
 
 
+def test_an_earlier_models_pooling_does_not_stay_beside_one_that_has_none(hub, folder):
+    hub.create("jane/model", {"modules.json": b"[]", "1_Pooling/config.json": b"{}", "notes/x.txt": b"mine"})
+    push(folder, "jane/model")
+    assert {name for name in hub.files("jane/model") if "/" in name or name == "modules.json"} == {"notes/x.txt"}
+
+
 def test_a_branch_by_revision(hub, folder, sharded_folder, capfd):
     push(folder, "jane/model")
     main = dict(hub.files("jane/model"))

@@ -20,6 +20,7 @@ from linformer_hf import cli
 from linformer_hf.conversion.convert import convert_model
 from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.hub.export import export
+from linformer_hf.hub.sentence_head import pooled
 from linformer_hf.recipe import RecipeError, check_type, fields_of
 
 
@@ -44,6 +45,8 @@ def test_every_block_has_a_language_that_is_tested(page):
 def stand_ins(tiny_source, tokenizers, texts, tmp_path_factory):
     """Name in the documentation -> a small folder like it, with N = 512 and K = 128 where it is converted."""
     source = tiny_source(max_position_embeddings=512)
+    head = pooled("mean", 24)
+    head.write(source, 256)
     model = convert_model(read_source(str(source)), projected_length=128, length_correction=True)
     add_noise(model)
     long = convert_model(read_source(str(source)), max_length=4096, projected_length=256, length_correction=True)
@@ -58,6 +61,8 @@ def stand_ins(tiny_source, tokenizers, texts, tmp_path_factory):
         folder = tmp_path_factory.mktemp("stand-in")
         saved.save_pretrained(folder)
         tokenizers["wordpiece"].save_pretrained(folder)
+        if saved in (model, long):
+            head.write(folder, saved.config.max_position_embeddings)
         folders |= dict.fromkeys(names, folder)
     return folders
 

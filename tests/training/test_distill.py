@@ -14,6 +14,7 @@ from linformer_hf import cli
 from linformer_hf.conversion.convert import convert
 from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.conversion.shorten import Windows, exact_twin
+from linformer_hf.hub.sentence_head import read as read_head
 from linformer_hf.recipe import RecipeError
 from linformer_hf.training.distill import (
     Distillation,
@@ -100,6 +101,36 @@ def weights(folder) -> dict[str, torch.Tensor]:
 
 def changed(before, after) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_a_students_own_vectors_are_aimed_at_and_stay(tiny_source, texts, tmp_path, monkeypatch):
+    source, student = tiny_source(), tmp_path / "student"
+    convert(str(source), student, projected_length=12, length_correction=True, sentence_head="cls")
+    head = read_head(student)
+    states = torch.randn(2, 2, 6, 24)
+    given, goal = (SimpleNamespace(hidden_states=(part, part)) for part in states)
+    mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    loss = distillation_loss(given, goal, mask, None, Distillation(hidden_weight=0), head)
+    first = [part[torch.arange(2), [0, 2]] for part in states]
+    torch.testing.assert_close(loss, (1 - torch.cosine_similarity(*first)).mean())
+
+    seen = []
+
+    def watched(*arguments):
+        seen.append(str(arguments[-1]))
+        return distillation_loss(*arguments)
+
+    monkeypatch.setattr("linformer_hf.training.distill.distillation_loss", watched)
+    recipe = write_recipe((source, student), texts, tmp_path)
+    folder = distill(recipe, ["training.max_steps=1"])
+    assert set(seen) == {"cls"}
+    (folder / "results.json").unlink()  # killed while the model was moved to its place
+    distill(recipe, ["training.max_steps=1"], resume=True)
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+        assert (folder / name).read_bytes() == (student / name).read_bytes()
+    assert "1_Pooling/config.json" in json.loads((folder / "checksums.json").read_text())
+    assert "library_name: sentence-transformers" in (folder / "README.md").read_text()
+    assert "folder says (cls)" in (folder / "fidelity.md").read_text()
 
 
 @pytest.mark.parametrize("trainable", ["shortening", "encoder"])

@@ -131,7 +131,7 @@ def convert(options: Convert) -> Path:
     started = time.time()
     folder = Path(options.output)
     _check(folder, options)
-    source = read_source(options.source, options.revision, options.tokenizer)
+    source = read_source(options.source, options.revision, options.tokenizer, options.sentence_head)
     projection = {name: value for name in PROJECTION if (value := getattr(options, name)) is not None}
     if options.max_length is None:
         options = replace(options, max_length=source.length)
@@ -214,6 +214,8 @@ def _save(
     if source.tokenizer is not None:
         source.tokenizer.model_max_length = model.config.max_position_embeddings
         source.tokenizer.save_pretrained(folder)
+    if source.sentence is not None:
+        source.sentence.write(folder, model.config.max_position_embeddings)
     checksums.write(folder)
     if report is not None:
         fidelity.write(folder, report)

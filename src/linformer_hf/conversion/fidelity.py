@@ -3,8 +3,8 @@
 Everything is compared with the exact twin (the source as a Linformer with K = N), whose own distance from the source's
 model is measured first. What is longer than the source's own N is compared with the source over windows of N tokens:
 it was never trained to attend further, so its full attention there is no goal (it is what time and memory are compared
-with). Embeddings are means of the last hidden state over a row's tokens; because such means point in
-similar directions for any text, the cosine has a floor: that of the constant mean embedding.
+with). Embeddings are what the source's own modules make of the last hidden state, or its mean over the tokens; because
+such vectors point in similar directions for any text, the cosine has a floor: that of the constant mean embedding.
 """
 
 import statistics
@@ -39,6 +39,7 @@ from .texts import cut
 FIDELITY_FILE = "fidelity.json"
 REPORT_FILE = "fidelity.md"
 PLOT_FILE = "fidelity.png"
+MEAN = partial(torch.mean, dim=1)  # of states [B, N, C]
 REPEATS = 5
 BATCH_TOKENS = 4096
 # More than this between the source's own model and its exact twin means that the tables are wrong for it.
@@ -135,7 +136,10 @@ def report(
         "dtype": "float32",
         "source_difference": difference,
         "window": source.length,
-        "lengths": compare(twin, model, held_out, sorted(lengths), source.tokenizer, timed, source.length),
+        **({"vectors": str(source.sentence)} if source.sentence else {}),
+        "lengths": compare(
+            twin, model, held_out, sorted(lengths), source.tokenizer, timed, source.length, source.sentence or MEAN
+        ),
     }
 
 
@@ -159,6 +163,7 @@ def compare(
     tokenizer: PreTrainedTokenizerBase,
     timed: Callable[[int], Any],
     window: int | None = None,
+    vectors: Callable[[torch.Tensor], torch.Tensor] = MEAN,
 ) -> dict[str, Any]:
     """Compare at several lengths.
 
@@ -168,6 +173,7 @@ def compare(
         lengths: lengths in tokens, none above the rows'.
         timed: length -> the model whose speed and memory stand for the source's.
         window: of longer rows the twin reads windows of so many tokens (see `Windows`).
+        vectors: states [B, n, C] -> embeddings [B, D].
 
     Returns:
         length -> measures, JSON-able; see `measure`.
@@ -175,7 +181,7 @@ def compare(
     result = {}
     for length in lengths:
         rows = {genre: cut(given, length) for genre, given in held_out.items()}
-        result[str(length)] = measure(twin, student, rows, tokenizer, window) | cost(
+        result[str(length)] = measure(twin, student, rows, tokenizer, window, vectors) | cost(
             timed(length), student, next(iter(rows.values()))[:1]
         )
     return result
@@ -188,6 +194,7 @@ def measure(
     rows: Mapping[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
     window: int | None = None,
+    vectors: Callable[[torch.Tensor], torch.Tensor] = MEAN,
 ) -> dict[str, Any]:
     """Errors, similarity of embeddings and, with a masked-LM head, agreement, for rows [M, n] of each genre."""
     layers = twin.config.num_hidden_layers
@@ -201,9 +208,9 @@ def measure(
         windows = Windows.over(ids.shape[1], window or ids.shape[1])
         for batch in ids.split(max(1, BATCH_TOKENS // ids.shape[1])):
             with _Layers(twin.base_model) as exact:
-                goal += windows.join(twin.base_model(windows.split(batch)).last_hidden_state).mean(1)
+                goal += vectors(windows.join(twin.base_model(windows.split(batch)).last_hidden_state))
             with _Layers(student.base_model) as short:
-                given += student.base_model(batch).last_hidden_state.mean(1)
+                given += vectors(student.base_model(batch).last_hidden_state)
             for name in sums:
                 for total, a, b in zip(sums[name], getattr(short, name), getattr(exact, name), strict=True):
                     _add(total, a, windows.join(b))
@@ -346,6 +353,8 @@ def render(content: Mapping[str, Any]) -> str:
     lengths = content["lengths"]
     longest, window, difference = max(lengths, key=int), content.get("window"), content["source_difference"]
     beyond = ""
+    vectors = content.get("vectors")
+    made = f"made as the source's folder says ({vectors})" if vectors else "means over tokens"
     if window and int(longest) > window:
         beyond = (
             f"\nBeyond the source's own {window} tokens ours is compared with the source over windows of {window}: "
@@ -358,7 +367,7 @@ def render(content: Mapping[str, Any]) -> str:
 {summary_table(lengths)}
 
 Text that was not calibrated on, {lengths[longest]["rows"]} rows; errors are |ours - source| / |source|. Embeddings are
-means over tokens; the floor is the cosine of one constant embedding for all texts. Time: one row, median of {REPEATS}
+{made}; the floor is the cosine of one constant embedding for all texts. Time: one row, median of {REPEATS}
 interleaved forward passes, {content["threads"]} threads, {content["dtype"]}; memory: peak resident memory above the
 loaded models. The source's own model and its exact twin differ by {difference:.1e} (relative).{beyond}
 
@@ -432,7 +441,8 @@ def card(
             "Positions beyond the source's own length were never pretrained. The source's licence applies."
         ),
         "auto_class": "AutoModel" if source.head == "Model" else f"AutoModel{source.head}",
-        "pipeline_tag": PIPELINES[source.head],
+        "pipeline_tag": "sentence-similarity" if source.sentence else PIPELINES[source.head],
         "picture": ("fidelity", PLOT_FILE) if content is not None else None,
         "base_model": None if Path(source.name).exists() else source.name,
+        **({"sentence": source.sentence.facts} if source.sentence else {}),
     }

@@ -1,12 +1,15 @@
 """Read a pretrained encoder of transformers (or, by `fairseq.py`, an official one) as a `Source`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..hub import sentence_head
 from ..utils import checksums
 from .fairseq import read_official
 from .key_tables import FAMILIES, ROBERTA, Family, dropped
@@ -26,7 +29,9 @@ from .sources import (
 HEAD_FIELDS = ("id2label", "label2id", "problem_type", "tie_word_embeddings", "pad_token_id")
 
 
-def read_source(name: str, revision: str | None = None, tokenizer: str | None = None) -> Source:
+def read_source(
+    name: str, revision: str | None = None, tokenizer: str | None = None, sentence: sentence_head.Choice = "none"
+) -> Source:
     """Load a source.
 
     Args:
@@ -34,12 +39,14 @@ def read_source(name: str, revision: str | None = None, tokenizer: str | None = 
             Linformer.
         revision: commit, branch or tag of a Hub repository.
         tokenizer: another tokenizer than the source's own, by name or folder.
+        sentence: what makes vectors of the states: the source's own modules, if it has any; nothing; or a pooling.
 
     Raises:
         ConversionError: unsupported or damaged; the message names what is wrong and what would work.
     """
     if Path(name).is_file():
-        return read_official(name, tokenizer)
+        official = read_official(name, tokenizer)
+        return replace(official, sentence=_sentence(name, sentence, official.config["hidden_size"], revision))
     if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise ConversionError(f"there is no file or folder {name!r}, and a Hub name has the form owner/name.")
     with explained(name):
@@ -56,9 +63,30 @@ def read_source(name: str, revision: str | None = None, tokenizer: str | None = 
     if family is ROBERTA:  # position embeddings are counted from padding_idx + 1 on
         weights[prefix + POSITIONS] = weights[prefix + POSITIONS][(config.pad_token_id or 0) + 1 :]
     fields["max_position_embeddings"] = len(weights[prefix + POSITIONS])
+    head_behind = _sentence(name, sentence, fields["hidden_size"], revision)
     found = load_source_tokenizer(tokenizer or name, revision if tokenizer is None else None)
     check_tokenizer(found, fields["vocab_size"])
-    return Source(name, title + head, head, fields, {}, weights, reference, found)
+    return Source(name, title + head, head, fields, {}, weights, reference, found, head_behind)
+
+
+def _sentence(name: str, choice: str, width: int, revision: str | None) -> sentence_head.SentenceHead | None:
+    if choice == "none" or (choice == "source" and Path(name).is_file()):
+        return None
+    if choice != "source":
+        return sentence_head.pooled(choice, width)
+    with explained(name):
+        try:
+            found = sentence_head.read(name, revision)
+        except LocalEntryNotFoundError as error:
+            raise sentence_head.SentenceHeadError(
+                f"whether {name} is a sentence encoder cannot be asked without a network. Convert it with one, or without "
+                "its pooling: --sentence-head none."
+            ) from error
+        if found is not None and found.width != width:
+            raise sentence_head.SentenceHeadError(
+                f"{name} has a pooling of {found.width} channels behind an encoder of {width}."
+            )
+    return found
 
 
 def _check_supported(name: str, config: PreTrainedConfig) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..hub.sentence_head import SentenceHead, SentenceHeadError
 from ..utils import checksums
 from .key_tables import Family, dropped, rename
 
@@ -41,6 +42,7 @@ class Source:
         weights: our names -> tensors; E and F are among them for a fairseq Linformer.
         reference: the source's own model in evaluation mode; None for fairseq.
         tokenizer: None where a fairseq checkpoint came without one.
+        sentence: what makes vectors of its states, where that is to come along.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Source:
     weights: dict[str, torch.Tensor]
     reference: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase | None
+    sentence: SentenceHead | None = None
 
     @property
     def length(self) -> int:
@@ -69,6 +72,9 @@ def explained(name: str) -> Iterator[None]:
         yield
     except ConversionError:
         raise
+    except SentenceHeadError as error:
+        way_out = "--sentence-head none converts the encoder alone, --sentence-head mean puts a pooling behind it."
+        raise ConversionError(f"{error} {way_out}") from error
     except Exception as error:  # damaged files set off anything, bare Exceptions included
         reason = " ".join(str(error).split())
         way_out = checksums.safer(name, reason)

@@ -29,7 +29,7 @@ CARD_TEMPLATE = """---
 
 ## Use
 
-```python
+{{ sentence }}```python
 from transformers import AutoTokenizer, {{ auto_class }}
 
 name = "<this folder or repository>"
@@ -45,6 +45,20 @@ With the package `linformer_hf` installed, `import linformer_hf` replaces `trust
 {{ limits }}
 
 Everything that was run is in `results.json`: options, versions, seed, data counts, metrics.
+"""
+
+
+SENTENCE = """{prompts}```python
+from sentence_transformers import SentenceTransformer
+
+name = "<this folder or repository>"
+commit = "<the commit whose code you have read>"  # trust_remote_code runs it; in a folder of yours it is ignored
+encoder = SentenceTransformer(name, revision=commit, trust_remote_code=True)
+vectors = encoder.{encode}(["A first text.", "And a second one."])
+```
+
+Those vectors are made of the states of the tokens: {vectors}. The states alone:
+
 """
 
 
@@ -85,6 +99,18 @@ def _evaluation(task: str, dataset: str, split: str, metric: str, value: float) 
     )
 
 
+def _sentence(vectors: str, prompts: Mapping[str, str]) -> str:
+    """How to encode, with what belongs before the texts first."""
+    before = ""
+    if prompts:
+        listed = "\n".join(f"- `{name}`: `{text}`" for name, text in prompts.items())
+        before = (
+            f"Texts are read behind a prompt:\n\n{listed}\n\n`encode_query` and `encode_document` put the one of their "
+            "name there, `encode(..., prompt_name=...)` any of them.\n\n"
+        )
+    return SENTENCE.format(prompts=before, encode="encode_document" if prompts else "encode", vectors=vectors)
+
+
 def model_card(
     *,
     title: str,
@@ -96,6 +122,7 @@ def model_card(
     pipeline_tag: str,
     evaluated: Sequence[Mapping[str, Any]] = (),
     picture: Sequence[str] | None = ("training curve", CURVE_FILE),
+    sentence: Mapping[str, Any] | None = None,
     base_model: str | None = None,
     license: str | None = None,
     language: Sequence[str] | None = None,
@@ -109,16 +136,21 @@ def model_card(
         metrics: becomes the table, in order.
         evaluated: for the metadata's model-index; `dataset` (a name), `split`, `metric` and `value` of each number.
         picture: its description and its file in the same folder.
+        sentence: of a sentence encoder, its `vectors` in words and its `prompts` by name.
         base_model: Hub name of the model that this one was made from.
         license, language, datasets: as the recipe's section `card` says.
     """
     found = [_evaluation(pipeline_tag, **one) for one in evaluated]
     data = ModelCardData(
-        library_name="transformers",
+        library_name="sentence-transformers" if sentence else "transformers",
         license=license,
         language=list(language) if language else None,
         pipeline_tag=pipeline_tag,
-        tags=["linformer", "efficient-attention"],
+        tags=[
+            "linformer",
+            "efficient-attention",
+            *(["sentence-transformers", "feature-extraction"] if sentence else []),
+        ],
         datasets=list(datasets) if datasets else None,
         base_model=base_model,
         model_name=title if found else None,
@@ -134,6 +166,7 @@ def model_card(
         notes=notes,
         limits=limits,
         auto_class=auto_class,
+        sentence=_sentence(**sentence) if sentence else "",
         picture=f"![{picture[0]}]({picture[1]})" if picture else "",
     )
     return str(card)

@@ -24,6 +24,7 @@ from ..configuration_linformer import LinformerConfig
 from ..modeling_linformer import LinformerPreTrainedModel
 from ..utils.files import loading
 from ..utils.options import Export, takes
+from .sentence_head import MODULES_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ def export(options: Export) -> Path:
     """Write a checkpoint as a file that other runtimes read, and check it.
 
     Returns:
-        The file. An existing one is replaced once the new one has passed the check. Weights beyond ONNX's 2 GB go into
+        The file, of a sentence encoder where sentence-transformers looks for it. An existing one is replaced once the
+        new one has passed the check. Weights beyond ONNX's 2 GB go into
         a second file beside it, `<output>.data`.
 
     Raises:
@@ -78,7 +80,7 @@ def export(options: Export) -> Path:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"{', '.join(missing)} not installed: pip install 'linformer_hf[onnx]'.")
-    target = Path(folder) / "model.onnx" if options.output is None else Path(options.output)
+    target = Path(options.output or Path(folder, "onnx" if Path(folder, MODULES_FILE).exists() else "", "model.onnx"))
     if target.is_dir():
         raise ExportError(f"{target} is a folder; name a file, such as {target / 'model.onnx'}.")
     model = load(folder)

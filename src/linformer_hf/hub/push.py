@@ -23,6 +23,7 @@ from ..utils import checksums
 from ..utils.files import CARD_FILE, RECIPE_FILE, RESULTS_FILE
 from ..utils.options import Push, takes
 from ..utils.places import ACCESS_TOKEN, from_home
+from . import sentence_head
 
 
 CONFIG_FILE = "config.json"
@@ -102,6 +103,10 @@ def read_folder(folder: Path, repository: str) -> dict[str, Path | bytes]:
         *(TOKENIZER_FILES | REPORTS) & present.keys(),
         *(name for name in present if Path(name).suffix in PICTURES),
     }
+    if sentence_head.MODULES_FILE in present and not adapter:
+        nested = _sentence_head(folder, present)
+        present |= {name: folder / name for name in nested}
+        names |= set(nested)
     if not VOCABULARIES & names and not adapter:
         raise PushError(f"{folder} has no tokenizer; write it there with tokenizer.save_pretrained({str(folder)!r}).")
     for name in sorted(names):
@@ -200,6 +205,19 @@ def _weights(folder: Path, present: dict[str, Path]) -> set[str]:
     return names
 
 
+def _sentence_head(folder: Path, present: dict[str, Path]) -> list[str]:
+    """What makes vectors for sentence-transformers; it must fit to the encoder. And the ONNX file that servers read."""
+    config = _json(present[CONFIG_FILE])
+    try:
+        head = sentence_head.read(folder)
+        if head is not None and head.width != config.get("hidden_size"):
+            raise sentence_head.SentenceHeadError(f"{folder}: the pooling is {head.width} wide, not hidden_size.")
+    except sentence_head.SentenceHeadError as error:
+        raise PushError(f"{error} Put it right, or delete modules.json to publish the encoder alone.") from error
+    onnx = [f"onnx/{path.name}" for path in folder.glob("onnx/model.onnx*")]
+    return sentence_head.files(folder) + onnx
+
+
 def _check_weights(path: Path) -> None:
     try:
         with safe_open(path, framework="pt") as file:
@@ -284,7 +302,8 @@ def _token() -> str:
 def _listing(files: dict[str, Path | bytes], folder: Path) -> str:
     width = max(map(len, files))
     lines = [f"  {name:<{width}}  {_size(content):>15,}" for name, content in files.items()]
-    left = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in files)
+    sent = {name.partition("/")[0] for name in files}
+    left = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in sent)
     return "\n".join([*lines, *([f"Left out: {', '.join(left)}"] if left else [])])
 
 
@@ -307,8 +326,10 @@ def _upload(api: HfApi, repository: str, files: dict[str, Path | bytes], private
 
 
 def _stale(there: Iterable[str], files: dict[str, Path | bytes]) -> list[str]:
-    """Weights of an earlier push under names that are not used any more: transformers might load them instead."""
-    pattern = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+    """Weights and modules of an earlier push under names that are not used any more: they might be loaded instead."""
+    pattern = re.compile(
+        r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|modules\.json|\d+_[A-Z]\w+/.+|onnx/model\.onnx.*"
+    )
     return [name for name in there if pattern.fullmatch(name) and name not in files]
 
 

@@ -10,7 +10,7 @@ say, windows do not tell, so there its states alone teach.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from ..conversion.texts import draw, text_rows
 from ..data.corpus import PreparedCorpus, prepare
 from ..data.documents import PretrainingData
 from ..data.masking import EpochCallback, MaskedDataset, Masker, pad_collate
+from ..hub import sentence_head
 from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
 from ..recipe import Recipe, RecipeError, load_recipe
@@ -117,10 +118,10 @@ class Distiller(Trainer):
     """Trainer with the distillation loss: `compute_loss` is the place that it documents for that."""
 
     def __init__(
-        self, teacher: LinformerPreTrainedModel, weights: Distillation, search: Search, window: int, **arguments: Any
+        self, teacher: LinformerPreTrainedModel, weights: Distillation, search: Search, source: Source, **arguments: Any
     ):
         super().__init__(**arguments)
-        self.teacher, self.weights, self.search, self.window = teacher.to(self.args.device), weights, search, window
+        self.teacher, self.weights, self.search, self.source = teacher.to(self.args.device), weights, search, source
         # The loss is a mean over this batch, so Trainer must divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
@@ -135,8 +136,8 @@ class Distiller(Trainer):
         given = model(**inputs, output_hidden_states=True)
         loss = given.hidden_states[-1].sum() * 0.0
         if self.weights.any():
-            goal = read_windows(self.teacher, inputs, self.window)
-            loss = loss + distillation_loss(given, goal, mask, labels, self.weights)
+            goal = read_windows(self.teacher, inputs, self.source.length)
+            loss = loss + distillation_loss(given, goal, mask, labels, self.weights, self.source.sentence or mean_state)
         if "passages" in found:
             with torch.no_grad():
                 read = self.teacher.base_model(found["passages"], attention_mask=found["passages_mask"])
@@ -180,11 +181,17 @@ def read_windows(teacher: LinformerPreTrainedModel, inputs: dict[str, torch.Tens
 
 
 def distillation_loss(
-    given: Any, goal: Any, mask: torch.Tensor, labels: torch.Tensor | None, weights: Distillation
+    given: Any,
+    goal: Any,
+    mask: torch.Tensor,
+    labels: torch.Tensor | None,
+    weights: Distillation,
+    vectors: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = mean_state,
 ) -> torch.Tensor:
     """Loss of outputs with hidden states [B, N, C] each, over the real tokens that mask [B, N] marks; a scalar.
 
     `labels` [B, N] marks the tokens behind masks with anything but -100; without it, answers of whole rows count.
+    `vectors` makes embeddings [B, D] of states [B, N, C] and the mask.
     """
     real = mask.bool()
     errors = []
@@ -192,11 +199,8 @@ def distillation_loss(
         ours, theirs = ours.float()[real], theirs.float()[real]
         errors.append((ours - theirs).square().sum() / theirs.square().sum())
     loss = weights.hidden_weight * torch.stack(errors).mean()
-    pooled = [
-        (states.float() * real[..., None]).sum(1) / real.sum(1, keepdim=True)
-        for states in (given.hidden_states[-1], goal.hidden_states[-1])
-    ]
-    loss = loss + weights.embedding_weight * (1 - torch.cosine_similarity(*pooled)).mean()
+    pooled = [vectors(states.float(), real) for states in (given.hidden_states[-1], goal.hidden_states[-1])]
+    loss = loss + weights.embedding_weight * (1 - torch.cosine_similarity(pooled[0], pooled[1])).mean()
     for name in ("logits", "start_logits", "end_logits"):
         ours, theirs = getattr(given, name, None), getattr(goal, name, None)
         if ours is None or theirs is None:
@@ -237,6 +241,8 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     set_seed(arguments.seed)
     source = read_source(section.teacher, section.revision)
     student, kept = load_student(section, source)
+    with loading(section.student):
+        source = replace(source, sentence=sentence_head.read(section.student))
     length = student.config.max_position_embeddings
     teacher = exact_twin(source, length, section.positions)
     check_pair(section, student, teacher)
@@ -252,13 +258,14 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
         held_out = held_out_rows(corpus, data, length, weights.validation_rows)
     difference = fidelity.check_twin(source, teacher, held_out)
     choose_trainable(student, weights.trainable)
-    trainer = build_trainer(teacher, student, weights, search, source.length, arguments, data, corpus)
+    trainer = build_trainer(teacher, student, weights, search, source, arguments, data, corpus)
     begin_run(run)
     trained = train(trainer, run.folder, run, resume)
     evaluated = trainer.evaluate()
     for name, value in kept.items():
         setattr(student.config, name, value)
-    save_final(trainer, run.folder)
+    sentence = source.sentence
+    save_final(trainer, run.folder, lambda beside: sentence.write(beside, length) if sentence else None)
     if trainer.is_world_process_zero():
         # Loaded anew: Trainer has wrapped this one's forward in autocast, and what was saved is what is reported on.
         saved = load_student(replace(section, student=str(run.folder)), source)[0].eval()
@@ -347,7 +354,7 @@ def build_trainer(
     student: LinformerPreTrainedModel,
     weights: Distillation,
     search: Search,
-    window: int,
+    source: Source,
     arguments: TrainingArguments,
     data: PretrainingData,
     corpus: PreparedCorpus,
@@ -370,7 +377,7 @@ def build_trainer(
         teacher=teacher,
         weights=weights,
         search=search,
-        window=window,
+        source=source,
         model=student,
         args=arguments,
         train_dataset=train,

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,15 +217,22 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def save_final(trainer: Trainer, folder: Path) -> None:
-    """Model, tokenizer and custom code into `folder`: written to a folder inside it first, then moved file by file."""
+def save_final(trainer: Trainer, folder: Path, more: Callable[[Path], None] = lambda _: None) -> None:
+    """Model, tokenizer and custom code into `folder`: written to a folder inside it first, then moved file by file.
+
+    `more` writes what else belongs to the model.
+    """
     beside = folder / ".final"
     with writing(folder):
         trainer.save_model(str(beside))  # every process takes part: a sharded model is gathered here
     if not trainer.is_world_process_zero():
         return
+    with writing(folder):
+        more(beside)
     checksums.write(beside)
     for path in sorted(beside.iterdir()):
+        if path.is_dir():  # what was killed here before may have moved it already
+            shutil.rmtree(folder / path.name, ignore_errors=True)
         os.replace(path, folder / path.name)
     shutil.rmtree(beside)
 

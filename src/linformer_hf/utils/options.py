@@ -103,6 +103,13 @@ class Convert:
     calibration_rows: Annotated[int | None, Option("default: 131,072 tokens' worth", "ROWS")] = None
     tokenizer: Annotated[str | None, Option("another tokenizer than the source's own", "NAME")] = None
     revision: Annotated[str | None, Option("commit, branch or tag of a Hub repository")] = None
+    sentence_head: Annotated[
+        Literal["source", "none", "mean", "cls", "max"],
+        Option(
+            "what makes vectors behind the encoder, for sentence-transformers: the source's own modules, if it has "
+            "any; none; or a pooling in their place (default: %(default)s)"
+        ),
+    ] = "source"
     seed: Annotated[int, Option("of the text that is drawn (default: %(default)s)")] = 0
     length_correction: bool | None = None  # of LinformerConfig; by default where it is calibrated
     cache_dir: str | None = None  # as in PretrainingData
@@ -112,7 +119,9 @@ class Convert:
 class Export:
     folder: Annotated[str | Path, Argument("FOLDER", "a saved model, as a run or `convert` leaves it")]
     format: Annotated[str, Option("onnx (default: %(default)s)", "FORMAT")] = "onnx"
-    output: Annotated[str | Path | None, Option("default: FOLDER/model.onnx", "FILE")] = None
+    output: Annotated[
+        str | Path | None, Option("default: FOLDER/model.onnx; of a sentence encoder FOLDER/onnx/model.onnx", "FILE")
+    ] = None
     opset: Annotated[int | None, Option("ONNX opset, 18 or later; default: the exporter's", "N")] = None
 
 
