@@ -19,6 +19,7 @@ Everything that is not attention is BERT: post-LN layers, learned positions, BER
 
 - Keys and values are shortened from N tokens to K slots (`projection_linformer.py`).
 - Positions count real tokens, and the pooler reads the first real token: padding on either side changes nothing.
+  A flat row of several documents is computed as their padded batch (`flat_rows`).
 - A loss is a sum over labels divided by `num_items_in_batch` where the caller gives it, in every head. Trainer counts
   on that under gradient accumulation; a head that took the mean would train with gradients too large.
 - The forward pass never changes the configuration.
@@ -81,11 +82,13 @@ from .tokens_linformer import (
     check_range,
     check_shape,
     exact,
+    flat_rows,
     holds,
     ignore_padding,
     in_general_form,
     padded_beyond_n,
     readable,
+    refuse_flat,
     shut,
 )
 
@@ -143,9 +146,8 @@ def drop(states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
     plain = states.device.type != "cpu" or not 2**-16 <= rate < 1 - 2**-16 or is_tracing(states) or transformed()
     if plain:
         return nn.functional.dropout(states, p=rate, training=True)
-    return states * dropout_factor(
-        states, rate
-    )  # with and without gradients alike: a checkpoint's two passes must agree
+    # With and without gradients alike: a checkpoint's two passes must agree.
+    return states * dropout_factor(states, rate)
 
 
 class LinformerDropout(nn.Dropout):
@@ -377,10 +379,8 @@ class LinformerSelfAttention(nn.Module):
         dropout = self.attention_dropout if self.training else 0.0
         written_out = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
         plain = attention is sdpa_attention_forward and query.device.type == "cpu" and not is_tracing(query)
-        if plain and (written_out or not query.shape[0]):  # torch's kernel takes no batch of 0 rows with a bias
-            compute = partial(
-                eager_attention_forward, self, dropout=dropout, scaling=self.scaling, **kwargs
-            )  # see the top
+        if plain and (written_out or not query.shape[0]):  # see the top; the kernel takes no empty batch with a bias
+            compute = partial(eager_attention_forward, self, dropout=dropout, scaling=self.scaling, **kwargs)
             return recomputed(lambda *given: compute(*given)[0], query.shape[2], query, key, value, bias), None
         return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
 
@@ -877,6 +877,7 @@ class LinformerModel(LinformerPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
+    @flat_rows
     @padded_beyond_n
     @merge_with_config_defaults
     @capture_outputs
@@ -1071,15 +1072,14 @@ class LinformerForSequenceClassification(LinformerPreTrainedModel):
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
         problem = self.config.problem_type
-        if problem is None:
-            if self.num_labels == 1:
-                problem = "regression"
-            else:
-                integer = labels.dtype in (torch.long, torch.int)
-                problem = "single_label_classification" if integer else "multi_label_classification"
+        if problem is None and self.num_labels == 1:
+            problem = "regression"
+        elif problem is None:
+            integer = labels.dtype in (torch.long, torch.int)
+            problem = "single_label_classification" if integer else "multi_label_classification"
         labels, rows = labels.to(logits.device), logits.shape[0]
         if problem == "single_label_classification":
-            check_shape("labels (ids of classes)", labels, (rows,), (rows, 1))
+            check_shape("labels (ids of classes, one for each text)", labels, (rows,), (rows, 1))
             check_range("labels", labels, self.num_labels, f"num_labels={self.num_labels}", ignore_index=-100)
             return cross_entropy(logits, labels.flatten(), num_items_in_batch)
         compare: Callable
@@ -1184,6 +1184,7 @@ class LinformerForQuestionAnswering(LinformerPreTrainedModel):
         start_logits, end_logits = logits.unbind(-1)  # [B, N] each
         loss = None
         if start_positions is not None and end_positions is not None:
+            refuse_flat("start_positions", start_logits, attention_mask, position_ids, kwargs)
             (rows, length), losses = start_logits.shape, []
             for name, scores, positions in (
                 ("start_positions", start_logits, start_positions),
@@ -1258,6 +1259,7 @@ class LinformerForMultipleChoice(LinformerPreTrainedModel):
             tensor if tensor is None or tensor.dim() < 2 else tensor.flatten(0, 1)  # [B choices, N, ...]
             for tensor in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         ]
+        refuse_flat("A choice", given.flatten(0, 1), flat[1], flat[3], kwargs)
         outputs = self.linformer(*flat, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(rows, choices)
         labels = None if labels is None else labels.flatten().to(logits.device)

@@ -16,7 +16,7 @@
 Letters: B batch, N length, K slots, C hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any, NamedTuple
@@ -30,16 +30,22 @@ from .configuration_linformer import NO_CAUSAL, LinformerConfig
 
 
 ID_TYPES = (torch.int64, torch.int32)
-ONE_TEXT = "a row is one text, and slots would mix several; give each a row of its own, with an attention_mask"
+# What tells the documents of a flat row apart, as DataCollatorWithFlattening names it.
+BOUNDS, LONGEST = ("cu_seq_lens_q", "cu_seq_lens_k"), ("max_length_q", "max_length_k")
+FLAT = (*BOUNDS, "seq_idx", *LONGEST)
+ONE_TEXT = (
+    "in a graph and under torch.func a row is one text, for how many documents it holds would be read from numbers; "
+    "give each document a row of its own, with an attention_mask"
+)
 # Arguments of other models that would change the answer, and why they cannot be honoured.
 REFUSED = {
     **dict.fromkeys(
         ("is_causal", "encoder_hidden_states", "encoder_attention_mask", "past_key_values", "use_cache"), NO_CAUSAL
     ),
-    **dict.fromkeys(
-        ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "cu_seqlens", "max_seqlen"),
-        ONE_TEXT,
-    ),
+    # These reach `check_inputs` only where they tell no documents: `flat_rows` takes them out.
+    **dict.fromkeys((*BOUNDS, "seq_idx"), ONE_TEXT),
+    **dict.fromkeys(LONGEST, "alone it does not tell a row's documents apart; give cu_seq_lens_q too"),
+    **dict.fromkeys(("cu_seqlens", "max_seqlen"), "the documents of a row are told by cu_seq_lens_q and max_length_q"),
     "global_attention_mask": "every token reads the same K slots, and none is read by all others; leave it out",
     "head_mask": "heads cannot be switched off; leave it out",
 }
@@ -49,13 +55,15 @@ KNOWN = {
 }
 
 
-def readable(tensor: torch.Tensor) -> bool:
-    """Whether a branch may depend on its numbers.
-
-    Not in a graph, under torch.func, on the meta device, or on an accelerator, where reading stalls the queue.
-    """
-    plain = tensor.device.type == "cpu" and not is_tracing(tensor)
+def concrete(tensor: torch.Tensor) -> bool:
+    """Whether it has numbers that are known: not in a graph, under torch.func, or on the meta device."""
+    plain = tensor.device.type != "meta" and not is_tracing(tensor)
     return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def readable(tensor: torch.Tensor) -> bool:
+    """Whether a branch may depend on its numbers: not on an accelerator either, where reading stalls the queue."""
+    return tensor.device.type == "cpu" and concrete(tensor)
 
 
 def in_general_form() -> bool:
@@ -193,12 +201,6 @@ def check_inputs(
     length, limit = given.shape[1], config.max_position_embeddings
     if attention_mask is not None:
         check_mask(attention_mask, given)
-    if length > limit:
-        raise ValueError(
-            f"The input has {length} tokens, but this model reads at most max_position_embeddings={limit}. "
-            f"Truncate it, or call model.resize_position_embeddings({length}) (and fine-tune). Padding beyond that "
-            "is cut off where an attention_mask tells it, except in graphs."
-        )
     for name, value in kwargs.items():
         if name in REFUSED and value is not None and value is not False:
             raise ValueError(f"{name} cannot be used: {REFUSED[name]}.")
@@ -207,11 +209,28 @@ def check_inputs(
         meant = get_close_matches(name, KNOWN, n=1, cutoff=0.85)
         if meant:
             raise ValueError(f"{name} is no argument of this model, and would be ignored; is it {meant[0]}?")
+    if length > limit:
+        raise ValueError(
+            f"The input has {length} tokens, but this model reads at most max_position_embeddings={limit}. "
+            f"Truncate it, or call model.resize_position_embeddings({length}) (and fine-tune). Padding beyond that "
+            "is cut off where an attention_mask tells it, except in graphs."
+        )
 
 
 def ignore_padding(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """Labels [B, N] with -100 wherever there is no real token."""
     return labels if attention_mask is None else labels.masked_fill(attention_mask.to(labels.device) == 0, -100)
+
+
+def encode_elsewhere(forward: Callable, model: Any, arguments: Iterable, kwargs: dict, put_back: Callable) -> Any:
+    """`forward` of a batch that was made of another one; states and maps are `put_back` to where the tokens stood."""
+    as_dict = kwargs.pop("return_dict", None)
+    outputs = forward(model, *arguments, return_dict=True, **kwargs)
+    outputs.last_hidden_state = put_back(outputs.last_hidden_state)
+    for name in ("hidden_states", "attentions"):
+        if outputs.get(name) is not None:
+            outputs[name] = tuple(None if states is None else put_back(states) for states in outputs[name])
+    return outputs if (model.config.return_dict if as_dict is None else as_dict) else outputs.to_tuple()
 
 
 def padded_beyond_n(forward: Callable) -> Callable:
@@ -247,21 +266,138 @@ def padded_beyond_n(forward: Callable) -> Callable:
             check_shape(name, values, (rows, length), (1, length), (length,))
             return values.expand(rows, length).gather(1, front)
 
-        def put_back(states: torch.Tensor | None) -> torch.Tensor | None:  # [B, n, C], or maps [B, H, n, K]
-            if states is None:
-                return None
+        def put_back(states: torch.Tensor) -> torch.Tensor:  # [B, n, C], or maps [B, H, n, K]
             shape = (rows, *[1] * (states.dim() - 3), length, 1)
             place = tokens.place.clamp(max=longest - 1).view(shape).expand(*states.shape[:-2], -1, states.shape[-1])
             return torch.where(attention_mask.view(shape) != 0, states.gather(-2, place), states.new_zeros(()))
 
-        as_dict = kwargs.pop("return_dict", None)
         names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-        outputs = forward(self, *map(trim, names, arguments), return_dict=True, **kwargs)
-        outputs.last_hidden_state = put_back(outputs.last_hidden_state)
-        for name in ("hidden_states", "attentions"):
-            if outputs.get(name) is not None:
-                outputs[name] = tuple(map(put_back, outputs[name]))
-        return outputs if (self.config.return_dict if as_dict is None else as_dict) else outputs.to_tuple()
+        return encode_elsewhere(forward, self, map(trim, names, arguments), kwargs, put_back)
+
+    return wrapper
+
+
+def restarts(marks: torch.Tensor, positions: bool) -> torch.Tensor | None:
+    """Bounds [documents + 1] of the documents of a row, by its positions or by each token's document ([T], T > 1).
+
+    None unless positions fall, and each time to where the row's began. All alike they tell nothing.
+    """
+    starts = marks[1:] <= marks[:-1] if positions else marks[1:] != marks[:-1]  # [T - 1]
+    told = bool(starts.any()) and not bool(starts.all()) and bool((marks[1:][starts] == marks[0]).all())
+    if positions and not told:
+        return None
+    begins = starts.nonzero().flatten() + 1
+    return torch.cat([begins.new_zeros(1), begins, begins.new_tensor([len(marks)])])
+
+
+def check_bounds(name: str, bounds: torch.Tensor, total: int, longest: int | None) -> None:
+    """Raise a ValueError unless they rise (or stay) from 0 to `total`, by at most `longest` at a time."""
+    if bounds.dim() != 1 or len(bounds) < 2:
+        raise ValueError(f"{name} must be of shape [documents + 1], got {list(bounds.shape)}.")
+    first, last, steps = int(bounds[0]), int(bounds[-1]), bounds.diff()
+    if (first, last) != (0, total):
+        raise ValueError(f"{name} goes from {first} to {last}, but must go from 0 to the row's {total} tokens.")
+    if bool((steps < 0).any()):
+        fall = int((steps < 0).nonzero()[0])
+        raise ValueError(
+            f"{name} falls from {int(bounds[fall])} to {int(bounds[fall + 1])}; it must rise: where each document "
+            "begins, and at last where the row ends."
+        )
+    if longest is not None and int(steps.max()) > longest:
+        raise ValueError(f"{name} has a document of {int(steps.max())} tokens, but max_length_q is {longest}.")
+
+
+def documents_of(
+    given: torch.Tensor | None, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None, kwargs: dict
+) -> tuple[torch.Tensor, int] | None:
+    """Bounds [documents + 1] of the documents of a flat row, and room for the longest; None for any other input.
+
+    On an accelerator nothing is read where `cu_seq_lens_q` and `max_length_q` are given. Positions have to be, of a
+    single row without a mask that comes with some: its documents would be mixed unnoticed.
+
+    Raises:
+        ValueError: bounds that are none, of several rows, or beside padding.
+    """
+    told = {name: kwargs[name] for name in FLAT[:3] if kwargs.get(name) is not None}
+    if given is None or given.dim() < 2 or is_tracing(given) or not (told or position_ids is not None):
+        return None
+    (rows, total), name = given.shape[:2], next(iter(told), "position_ids")
+    marks = torch.as_tensor(told.get(name, position_ids))
+    if not concrete(marks) or given.device.type == "meta":
+        return None
+    if not told and (rows != 1 or attention_mask is not None or marks.numel() != total):
+        return None
+    if rows != 1:
+        raise ValueError(
+            f"{name} tells the documents of one row, [1, tokens], but the input has {rows} rows; give these an "
+            "attention_mask instead, or all documents in one row."
+        )
+    if attention_mask is not None:
+        check_mask(attention_mask, given)
+        if not bool(attention_mask.all()):
+            raise ValueError(f"attention_mask holds 0, but beside {name} a row has no padding; leave both out.")
+    if name not in BOUNDS:
+        check_shape(name, marks, (1, total), (total,))
+        bounds = restarts(marks.flatten().cpu(), positions=not told)
+        return None if bounds is None else (bounds.to(given.device), int(bounds.diff().max()))
+    longest = next((int(kwargs[name]) for name in LONGEST if kwargs.get(name) is not None), None)
+    if readable(marks) or longest is None:
+        host = marks.cpu()
+        check_bounds(name, host, total, longest)
+        if torch.as_tensor(told.get(BOUNDS[1], host)).tolist() != host.tolist():
+            raise ValueError("cu_seq_lens_q and cu_seq_lens_k differ, but a token's document gives its query and key.")
+        longest = int(host.diff().max())
+    return marks.to(given.device, torch.int64), longest
+
+
+def refuse_flat(head: str, given: torch.Tensor, attention_mask: Any, position_ids: Any, kwargs: dict) -> None:
+    """Raise a ValueError for a flat row, of which a head would have to know which document is meant."""
+    if documents_of(given, attention_mask, position_ids, kwargs) is not None:
+        raise ValueError(
+            f"{head} cannot tell which document of a row is meant; give each a row of its own, with an attention_mask."
+        )
+
+
+def flat_rows(forward: Callable) -> Callable:
+    """Decorates `LinformerModel.forward`: one row [1, T] of several documents one after the other, without padding.
+
+    They become a padded batch, so that each has its own positions, slots and band. What the encoder gives is brought
+    back into the row; the pooler's output stays one for each document.
+    """
+
+    @wraps(forward)
+    def wrapper(
+        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, inputs_embeds=None, **kwargs
+    ):
+        arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        given = input_ids if input_ids is not None else inputs_embeds
+        documents = documents_of(given, attention_mask, position_ids, kwargs)
+        if documents is None:
+            return forward(self, *arguments, **kwargs)
+        (bounds, longest), total = documents, given.shape[1]
+        column, token = (torch.arange(length, device=given.device) for length in (longest, total))
+        inside = column < bounds.diff()[:, None]  # [documents, n]
+        there = torch.where(inside, bounds[:-1, None] + column, 0)
+        row = torch.searchsorted(bounds, token, right=True) - 1  # [T]
+        place = token - bounds[row]
+        # Bounds that nobody could check lead outside, where the device's own assertion speaks.
+        back = torch.where(place < longest, row * longest + place, inside.numel())
+
+        def apart(name: str, values: torch.Tensor | None) -> torch.Tensor | None:  # [1, T, ...] -> [documents, n, ...]
+            if values is None:
+                return None
+            channels = values.shape[2:]
+            check_shape(name, values, (1, total, *channels), (total,))
+            return values.reshape(total, *channels).index_select(0, there.flatten()).view(*there.shape, *channels)
+
+        def put_back(states: torch.Tensor) -> torch.Tensor:  # [documents, n, C], or maps [documents, H, n, K]
+            return states.movedim(-2, 1).flatten(0, 1).index_select(0, back)[None].movedim(1, -2)
+
+        names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+        arguments = (input_ids, None, token_type_ids, position_ids, inputs_embeds)
+        ids, _, *others = map(apart, names, arguments)
+        kwargs = {name: value for name, value in kwargs.items() if name not in FLAT}
+        return encode_elsewhere(forward, self, (ids, inside, *others), kwargs, put_back)
 
     return wrapper
 

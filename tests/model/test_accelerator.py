@@ -208,14 +208,43 @@ def test_nothing_is_read_where_the_device_is_not_the_cpu(kind, training, monkeyp
         bool(torch.ones(1).any())
 
 
+def flat(device: str) -> dict:
+    """The real tokens of `batch("right")` as one row, and what tells its documents without a read."""
+    rows = batch("right")
+    real = rows["attention_mask"].bool()
+    bounds = torch.nn.functional.pad(real.sum(1).cumsum(0), (1, 0)).int()
+    given = {"input_ids": rows["input_ids"][real][None], "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    return {**{name: tensor.to(device) for name, tensor in given.items()}, "max_length_q": N, "max_length_k": N}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_documents_of_a_flat_row_are_told_without_a_read(kind, monkeypatch):
+    model, given = build(kind).to(DEVICE), flat(DEVICE)
+    with torch.no_grad():
+        found = model(**given).last_hidden_state[0]
+        assert error(found, states(build(kind).double(), batch("right"))) < TOLERANCE[torch.float32]
+    for module in (modeling_linformer, projection_linformer, tokens_linformer):
+        monkeypatch.setattr(module, "readable", lambda tensor: False)
+    monkeypatch.setattr(LinformerModel, "_packs", lambda *given: False)
+    with NoReads():
+        output = model(**given).last_hidden_state
+        output.sum().backward()
+    torch.testing.assert_close(output[0], found, atol=1e-4, rtol=1e-4)
+    if DEVICE == "cpu":  # a device asserts the same, and is of no use afterwards
+        bounds = given["cu_seq_lens_q"]
+        for wrong in ({"max_length_q": N - 1}, {"cu_seq_lens_q": bounds[:-1]}, {"cu_seq_lens_q": 2 * bounds}):
+            with pytest.raises(IndexError):
+                model(**{**given, **wrong})
+
+
 @ON_CUDA
 @pytest.mark.parametrize("training", [False, True], ids=("inference", "training"))
-@pytest.mark.parametrize("padding", ["none", "right", "left"])
+@pytest.mark.parametrize("padding", ["none", "right", "left", "flat"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_waits_for_the_device(kind, padding, training):
     """A step that reads a number back stalls the queue; torch raises where one does."""
     model = build(kind).to(DEVICE).train(training)
-    given = {name: tensor.to(DEVICE) for name, tensor in batch(padding).items()}
+    given = flat(DEVICE) if padding == "flat" else {name: x.to(DEVICE) for name, x in batch(padding).items()}
     for waiting in ("default", "error"):  # the first call loads kernels, which waits
         torch.cuda.set_sync_debug_mode(waiting)
         try:

@@ -1116,10 +1116,10 @@ IDS = torch.ones(2, 6, dtype=torch.long)
         ({"input_ids": IDS, "global_attention_mask": IDS}, "global_attention_mask.*same K slots.*leave it out"),
         ({"input_ids": IDS, "head_mask": torch.ones(2, 2)}, "head_mask.*leave it out"),
         *(
-            ({"input_ids": IDS, name: value}, f"{name}.*a row is one text.*attention_mask")
+            ({"input_ids": IDS, name: value}, f"{name} tells the documents of one row.*2 rows.*attention_mask")
             for name, value in (("seq_idx", IDS), ("cu_seq_lens_q", IDS[0]), ("cu_seq_lens_k", IDS[0]))
         ),
-        ({"input_ids": IDS, "max_length_q": 3}, "max_length_q.*a row is one text"),
+        ({"input_ids": IDS, "max_length_q": 3}, "max_length_q cannot be used.*give cu_seq_lens_q"),
         ({"input_ids": IDS, "attention_maks": IDS}, "attention_maks is no argument.*is it attention_mask"),
         ({"input_ids": IDS, "token_type_id": IDS}, "token_type_id is no argument.*is it token_type_ids"),
     ],
