@@ -18,6 +18,8 @@ from helpers import BLOCKER
 from hub_server import Hub, run_python
 from linformer_hf import cli
 from linformer_hf.conversion.convert import convert
+from linformer_hf.conversion.huggingface import _sentence
+from linformer_hf.conversion.sources import ConversionError
 from linformer_hf.hub.push import PushError, read_folder
 from linformer_hf.hub.sentence_head import pooled, read
 from linformer_hf.utils.files import read_json
@@ -56,6 +58,8 @@ CONVERT = """
 import sys
 
 from linformer_hf.conversion.convert import convert
+from linformer_hf.conversion.huggingface import _sentence
+from linformer_hf.conversion.sources import ConversionError
 from linformer_hf.hub.push import push
 
 convert("them/encoder", sys.argv[1], projected_length=24)
@@ -380,5 +384,7 @@ def test_without_a_network_no_repository_is_taken_for_one_without_a_pooling(monk
     monkeypatch.setattr("linformer_hf.hub.sentence_head.hf_hub_download", unreachable)
     with pytest.raises(LocalEntryNotFoundError):
         read("them/encoder")
+    with pytest.raises(ConversionError, match=r"cannot be asked without a network.*--sentence-head none"):
+        _sentence("them/encoder", "source", 24, None)
     monkeypatch.setattr("linformer_hf.hub.sentence_head.try_to_load_from_cache", lambda *_, **__: _CACHED_NO_EXIST)
     assert read("them/encoder") is None  # the Hub has said so before

@@ -79,8 +79,8 @@ def _sentence(name: str, choice: str, width: int, revision: str | None) -> sente
             found = sentence_head.read(name, revision)
         except LocalEntryNotFoundError as error:
             raise sentence_head.SentenceHeadError(
-                f"whether {name} is a sentence encoder cannot be asked without a network. Convert it with one, or without "
-                "its pooling: --sentence-head none."
+                f"whether {name} is a sentence encoder cannot be asked without a network. Convert it with one, or "
+                "without its pooling: --sentence-head none."
             ) from error
         if found is not None and found.width != width:
             raise sentence_head.SentenceHeadError(
