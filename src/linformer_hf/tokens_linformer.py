@@ -53,6 +53,9 @@ KNOWN = {
     *("input_ids", "attention_mask", "token_type_ids", "inputs_embeds", "labels", "start_positions", "end_positions"),
     *("return_dict", *TransformersKwargs.__annotations__),
 }
+# What others call it, too unlike for a slip of the pen.
+OTHER_NAMES = dict.fromkeys(("attn_mask", "mask", "padding_mask", "key_padding_mask"), "attention_mask")
+OTHER_NAMES |= dict.fromkeys(("segment_ids", "segments"), "token_type_ids")
 
 
 def concrete(tensor: torch.Tensor) -> bool:
@@ -206,7 +209,7 @@ def check_inputs(
             raise ValueError(f"{name} cannot be used: {REFUSED[name]}.")
         if name in KNOWN or name in REFUSED or is_tracing(given):
             continue
-        meant = get_close_matches(name, KNOWN, n=1, cutoff=0.85)
+        meant = [OTHER_NAMES[name]] if name in OTHER_NAMES else get_close_matches(name, KNOWN, n=1, cutoff=0.85)
         if meant:
             raise ValueError(f"{name} is no argument of this model, and would be ignored; is it {meant[0]}?")
     if length > limit:

@@ -1121,6 +1121,9 @@ IDS = torch.ones(2, 6, dtype=torch.long)
         ),
         ({"input_ids": IDS, "max_length_q": 3}, "max_length_q cannot be used.*give cu_seq_lens_q"),
         ({"input_ids": IDS, "attention_maks": IDS}, "attention_maks is no argument.*is it attention_mask"),
+        ({"input_ids": IDS, "attn_mask": IDS}, "attn_mask is no argument.*is it attention_mask"),
+        ({"input_ids": IDS, "key_padding_mask": IDS}, "key_padding_mask is no argument.*is it attention_mask"),
+        ({"input_ids": IDS, "segment_ids": IDS}, "segment_ids is no argument.*is it token_type_ids"),
         ({"input_ids": IDS, "token_type_id": IDS}, "token_type_id is no argument.*is it token_type_ids"),
     ],
 )
