@@ -14,11 +14,11 @@ from linformer_hf.training.pretrain import (
     corpus_name,
     count_trained,
     keep_predictions,
-    last_evaluation,
     masked_accuracy,
     plan,
     read_recipe,
 )
+from linformer_hf.training.run import last_evaluation
 
 
 def test_the_tokenizer_gives_vocabulary_and_special_tokens_and_the_recipe_goes_before_it(tokenizers):

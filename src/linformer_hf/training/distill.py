@@ -35,7 +35,7 @@ from ..modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoic
 from ..recipe import Recipe, RecipeError, load_recipe
 from ..utils.files import loading
 from .passages import Draw, PassageCollator, PassageDataset, Search, mean_state, search_loss, taken
-from .run import Run, begin_run, open_run, results, save_final, train, write_results, writing
+from .run import Run, begin_run, last_evaluation, open_run, results, save_final, train, write_results, writing
 
 
 # Gates, E, F and the length corrections: what leaves a row of at most K tokens exactly as it was.
@@ -261,7 +261,7 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     trainer = build_trainer(teacher, student, weights, search, source, arguments, data, corpus)
     begin_run(run)
     trained = train(trainer, run.folder, run, resume)
-    evaluated = trainer.evaluate()
+    evaluated = last_evaluation(trainer) or trainer.evaluate()
     for name, value in kept.items():
         setattr(student.config, name, value)
     sentence = source.sentence

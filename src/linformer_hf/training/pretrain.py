@@ -29,7 +29,19 @@ from ..recipe import Recipe, RecipeError, check_type, load_recipe
 from ..utils.files import loading, read_json
 from ..utils.runs import summary_table
 from .checkpoints import last_whole_checkpoint
-from .run import STAGE_FILE, Run, begin_run, open_run, results, save_final, save_stage, train, write_results, writing
+from .run import (
+    STAGE_FILE,
+    Run,
+    begin_run,
+    last_evaluation,
+    open_run,
+    results,
+    save_final,
+    save_stage,
+    train,
+    write_results,
+    writing,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -187,14 +199,6 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
             shutil.rmtree(leg.folder)
         run.tell(summary_table(content), "Pretrained model, curve")
     return run.folder
-
-
-def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
-    """Metrics of the evaluation at the last step, if these are the weights that it saw: it is not done twice."""
-    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
-    if trainer.args.load_best_model_at_end or not rows or rows[-1]["step"] != trainer.state.global_step:
-        return None
-    return rows[-1]
 
 
 def train_legs(

@@ -243,3 +243,11 @@ def save_stage(trainer: Trainer, folder: Path, content: Mapping[str, Any]) -> No
         trainer.save_model(str(folder))
         checksums.write(folder, folder.iterdir())
         write_json(folder / STAGE_FILE, content)
+
+
+def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
+    """Metrics of the evaluation at the last step, if these are the weights that it saw: it is not done twice."""
+    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
+    if trainer.args.load_best_model_at_end or not rows or rows[-1]["step"] != trainer.state.global_step:
+        return None
+    return rows[-1]
