@@ -80,6 +80,7 @@ def test_demo_passes_its_options(calls, arguments, output, force):
         (["--projection-sharing", "none", "--local-window", "0"], {"projection_sharing": "none", "local_window": 0}),
         (["--calibration-rows", "7", "--tokenizer", "t"], {"calibration_rows": 7, "tokenizer": "t"}),
         (["--revision", "abc", "--traceback"], {"revision": "abc"}),
+        (["--sentence-head", "none"], {"sentence_head": "none"}),
         (["--projected-length", "64,32", "--seed", "5"], {"projected_length": [64, 32], "seed": 5}),
         (
             ["--calibrate", "demo", "--projection-type", "mean_pool"],
@@ -89,7 +90,7 @@ def test_demo_passes_its_options(calls, arguments, output, force):
 )
 def test_convert_passes_what_is_given_and_leaves_the_rest_to_its_defaults(calls, arguments, given):
     assert cli.main(["convert", "bert", "out", *arguments]) == 0
-    expected = {"source": "bert", "output": "out", "positions": "repeat", "seed": 0} | given
+    expected = {"source": "bert", "output": "out", "positions": "repeat", "sentence_head": "source", "seed": 0} | given
     assert calls == [("convert", (), expected)]
 
 
