@@ -34,7 +34,7 @@ reproduce: $(INSTALLED) $(MINILM)  ## the paper's figures and tables at a small 
 	$(VENV)/bin/linformer-hf reproduce --scale quick
 
 test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
-	@echo "== Testing: 20 to 30 minutes on two cores"
+	@echo "== Testing: 25 to 35 minutes on two cores"
 	$(VENV)/bin/pytest
 
 torture: $(INSTALLED) $(MINILM)  ## the long form of the tests that kill, corrupt and fuzz; figures in runs/torture
