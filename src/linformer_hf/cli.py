@@ -200,13 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         options.overrides += overrides
     logging.basicConfig(level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s")
-    for noisy in (
-        "httpx",
-        "httpx2",
-        "datasets",
-        "matplotlib",
-        "sentence_transformers",
-    ):  # httpx2 is what huggingface_hub 2 uses
+    # httpx2 is what huggingface_hub 2 uses.
+    for noisy in ("httpx", "httpx2", "datasets", "matplotlib", "sentence_transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         with sigterm_raises(), _told(options):

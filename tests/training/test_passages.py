@@ -6,10 +6,11 @@ import pytest
 import torch
 from datasets import Dataset
 
+from linformer_hf.data.masking import DrawnDataset
+from linformer_hf.hub.sentence_head import pooled
 from linformer_hf.training.passages import (
     Draw,
     PassageCollator,
-    PassageDataset,
     Search,
     mean_state,
     search_loss,
@@ -22,7 +23,7 @@ ROW = [1, *range(100, 220), 2]  # every token once
 
 
 def drawn(index: int, epoch: int = 0, section: Search = SECTION) -> dict:
-    return Draw(section, seed=5).item(ROW, epoch, index)
+    return Draw(section, seed=5)(ROW, epoch, index)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
@@ -56,7 +57,7 @@ def test_passages_are_taken_out_or_left_and_their_places_are_right(kept):
 
 def test_a_row_and_an_epoch_have_their_own_draw_and_a_repetition_the_same():
     rows = Dataset.from_dict({"input_ids": [ROW, ROW]})
-    moving, still = (PassageDataset(rows, Draw(SECTION, 5), static=static) for static in (False, True))
+    moving, still = (DrawnDataset(rows, Draw(SECTION, 5), static=static) for static in (False, True))
     first = moving[0]
     assert first == drawn(0) == moving[0]
     assert moving[1] != first
@@ -69,14 +70,14 @@ def test_a_row_and_an_epoch_have_their_own_draw_and_a_repetition_the_same():
 def test_a_short_row_gives_fewer_passages_and_keeps_a_quarter():
     for length in range(30):
         section = Search(weight=1.0, kept=0.0, shortest=3, longest=6)
-        item = Draw(section, 0).item([1, *range(9, 9 + length), 2], 0, length)
+        item = Draw(section, 0)([1, *range(9, 9 + length), 2], 0, length)
         assert len(item["input_ids"]) - 2 >= length / 4
         assert len(item["passages"]) <= length // 4
 
 
 def test_batches_are_padded_and_what_is_not_the_models_can_be_taken_out(tokenizers):
     collate = PassageCollator(tokenizers["wordpiece"])
-    items = [drawn(0), Draw(SECTION, 5).item([1, 9, 2], 0, 0), drawn(1)]
+    items = [drawn(0), Draw(SECTION, 5)([1, 9, 2], 0, 0), drawn(1)]
     batch = collate(items)
     assert batch["rows"].tolist() == [0] * 4 + [2] * 4  # the short row has no passage
     assert batch["places"].tolist() == items[0]["places"] + items[2]["places"]
@@ -128,6 +129,31 @@ def test_the_loss_is_the_three_contrasts_written_out():
     assert not states.grad[mask == 0].any()
     assert states.grad[mask == 1].any(-1).all()
     assert loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize("mode", ["cls", "lasttoken", "max"])
+def test_vectors_are_what_the_folder_makes_of_states(mode):
+    """One token alone learns where one token is read; the pieces of such a folder have no vector."""
+    torch.manual_seed(0)
+    head = pooled(mode, 6)
+    states, mask = torch.randn(2, 12, 6), torch.ones(2, 12, dtype=torch.long)
+    mask[1, 9:] = 0
+    states.requires_grad_()
+    found = {"rows": torch.tensor([0, 1]), "places": torch.tensor([0, 4]), "piece": 4}
+    passages = torch.randn(2, 6)
+    assert head.reads_one_token == (mode != "max")
+    loss = search_loss(states, mask, passages, found, 7.0, head, not head.reads_one_token)
+    loss.backward()
+    learned = [set(row.any(-1).nonzero().flatten().tolist()) for row in states.grad]
+    whole = torch.nn.functional.normalize(head(states.detach(), mask), dim=-1)
+    scores = 7.0 * torch.nn.functional.normalize(passages, dim=-1) @ whole.T
+    two = torch.nn.functional.cross_entropy(scores, found["rows"])
+    two = two + 0.5 * torch.nn.functional.cross_entropy(scores.T, found["rows"])
+    if mode == "max":
+        assert float(loss.detach()) > float(two)
+    else:
+        assert learned == ([{0}, {0}] if mode == "cls" else [{11}, {8}])
+        torch.testing.assert_close(loss.detach(), two)
 
 
 def test_finding_is_rewarded():

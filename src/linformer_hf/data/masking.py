@@ -5,7 +5,7 @@ row seeds its own generator. Trainer tells the epoch through `EpochCallback`; a 
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,11 @@ class Masker:
         inputs[replaced] = generator.choice(self.ordinary, size=int(replaced.sum()))
         return inputs, labels
 
+    def item(self, ids: Sequence[int], epoch: int, index: int) -> dict[str, Any]:
+        """The same as a row of a batch."""
+        inputs, labels = self(ids, epoch, index)
+        return {"input_ids": inputs, "labels": labels}
+
 
 def continues_word(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """[vocabulary] bool: tokens that go on with the word before them, in WordPiece (`##ing`) or byte-level BPE.
@@ -96,11 +101,11 @@ def continues_word(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     )
 
 
-class MaskedDataset(torch.utils.data.Dataset):
-    """Rows of ids -> {input_ids, labels}, masked anew in each epoch (or once and for all if `static`)."""
+class DrawnDataset(torch.utils.data.Dataset):
+    """Rows of ids -> what `draw(ids, epoch, index)` makes of them, anew in each epoch (or once for all if `static`)."""
 
-    def __init__(self, rows: Dataset, masker: Masker, static: bool = False):
-        self.rows, self.masker, self.static = rows, masker, static
+    def __init__(self, rows: Dataset, draw: Callable[[Sequence[int], int, int], dict[str, Any]], static: bool = False):
+        self.rows, self.draw, self.static = rows, draw, static
         # Shared with a DataLoader's workers, which may live for many epochs (dataloader_persistent_workers).
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -119,11 +124,15 @@ class MaskedDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """A whole batch at once: the DataLoader calls this where it exists, and Arrow reads it in one go."""
-        result = []
-        for index, ids in zip(indices, self.rows[indices]["input_ids"], strict=True):
-            inputs, labels = self.masker(ids, self.epoch, index)
-            result.append({"input_ids": inputs, "labels": labels})
-        return result
+        rows = zip(indices, self.rows[indices]["input_ids"], strict=True)
+        return [self.draw(ids, self.epoch, index) for index, ids in rows]
+
+
+class MaskedDataset(DrawnDataset):
+    """Rows of ids -> {input_ids, labels}, masked."""
+
+    def __init__(self, rows: Dataset, masker: Masker, static: bool = False):
+        super().__init__(rows, masker.item, static)
 
 
 class MaskedStream(torch.utils.data.IterableDataset):
@@ -146,8 +155,7 @@ class MaskedStream(torch.utils.data.IterableDataset):
         for epoch in itertools.count():
             for index, row in enumerate(self.rows):
                 if drawn % of == number:
-                    inputs, labels = self.masker(row["input_ids"], epoch, index)
-                    yield {"input_ids": inputs, "labels": labels}
+                    yield self.masker.item(row["input_ids"], epoch, index)
                 drawn += 1
             if not drawn:
                 raise ValueError("the stream holds no rows.")
@@ -156,7 +164,7 @@ class MaskedStream(torch.utils.data.IterableDataset):
 class EpochCallback(TrainerCallback):
     """Tells the training rows which epoch they are in. Accelerate does so only where its sampler has no epoch."""
 
-    def __init__(self, dataset: MaskedDataset):
+    def __init__(self, dataset: DrawnDataset):
         self.dataset = dataset
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

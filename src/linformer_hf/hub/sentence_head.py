@@ -85,6 +85,11 @@ class SentenceHead:
         return self.modules[0].config["word_embedding_dimension"]
 
     @property
+    def reads_one_token(self) -> bool:
+        """Whether a part of a text has no vector, since one token stands for all of it."""
+        return not {"cls", "lasttoken"}.isdisjoint(_modes(self.modules[0].config))
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What a model card says of it."""
         prompts = {name: text for name, text in (self.settings.get("prompts") or {}).items() if text}

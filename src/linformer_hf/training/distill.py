@@ -28,13 +28,13 @@ from ..conversion.sources import Source
 from ..conversion.texts import draw, text_rows
 from ..data.corpus import PreparedCorpus, prepare
 from ..data.documents import PretrainingData
-from ..data.masking import EpochCallback, MaskedDataset, Masker, pad_collate
+from ..data.masking import DrawnDataset, EpochCallback, MaskedDataset, Masker, pad_collate
 from ..hub import sentence_head
 from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
 from ..recipe import Recipe, RecipeError, load_recipe
 from ..utils.files import loading
-from .passages import Draw, PassageCollator, PassageDataset, Search, mean_state, search_loss, taken
+from .passages import Draw, PassageCollator, Search, mean_state, search_loss, taken
 from .run import Run, begin_run, last_evaluation, open_run, results, save_final, train, write_results, writing
 
 
@@ -134,15 +134,18 @@ class Distiller(Trainer):
         if isinstance(self.teacher, LinformerForMultipleChoice):
             inputs = {name: value[:, None] for name, value in inputs.items()}  # one choice
         given = model(**inputs, output_hidden_states=True)
-        loss = given.hidden_states[-1].sum() * 0.0
+        states, head = given.hidden_states[-1], self.source.sentence
+        vectors = head or mean_state
+        loss = states.sum() * 0.0  # a gradient also for a batch without a passage
         if self.weights.any():
             goal = read_windows(self.teacher, inputs, self.source.length)
-            loss = loss + distillation_loss(given, goal, mask, labels, self.weights, self.source.sentence or mean_state)
+            loss = loss + distillation_loss(given, goal, mask, labels, self.weights, vectors)
         if "passages" in found:
             with torch.no_grad():
                 read = self.teacher.base_model(found["passages"], attention_mask=found["passages_mask"])
-            passages = mean_state(read.last_hidden_state, found["passages_mask"])
-            part = search_loss(given.hidden_states[-1], mask, passages, found, self.search.scale)
+            passages = vectors(read.last_hidden_state, found["passages_mask"])
+            pieces = head is None or not head.reads_one_token
+            part = search_loss(states, mask, passages, found, self.search.scale, vectors, pieces)
             loss = loss + self.search.weight * part
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -366,7 +369,7 @@ def build_trainer(
     collate: Any = DataCollatorWithPadding(corpus.tokenizer)
     if search.weight:
         draw = Draw(search, data.seed)
-        train, validation = PassageDataset(train, draw), PassageDataset(validation, draw, static=True)
+        train, validation = DrawnDataset(train, draw), DrawnDataset(validation, draw, static=True)
         collate = PassageCollator(corpus.tokenizer)
         arguments.remove_unused_columns = False  # passages are no argument of the model's
     elif isinstance(student, LinformerForMaskedLM):
@@ -384,7 +387,7 @@ def build_trainer(
         eval_dataset=validation,
         data_collator=collate,
         processing_class=corpus.tokenizer,
-        callbacks=[EpochCallback(train)] if isinstance(train, MaskedDataset) else [],
+        callbacks=[EpochCallback(train)] if isinstance(train, DrawnDataset) else [],
     )
 
 

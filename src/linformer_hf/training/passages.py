@@ -4,10 +4,11 @@ Passages are drawn from a row; some of them are taken out before the student rea
 must do, and the others stay. A passage's vector is the source's own (it is short, so nothing is approximated there) and
 never changes: texts and queries that are embedded already stay valid. Three contrasts, each a cross entropy over
 cosines: a passage finds its row among the batch's, a row finds each of its passages among the other rows', and a
-passage finds the piece of all rows' pieces that it stands, or stood, in. All vectors are means of hidden states.
+passage finds the piece of all rows' pieces that it stands, or stood, in. Vectors are what the student's folder makes of
+hidden states, or their means. A folder that reads one token has no vectors of pieces, and does without the third.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +17,8 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from ..data.masking import MaskedDataset
 
-
+Vectors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # states [B, N, C] and mask [B, N] -> [B, D]
 TRIES = 20  # for a place that overlaps with no other passage
 
 
@@ -59,15 +59,12 @@ class Search:
 
 @dataclass
 class Draw:
-    """Draws the passages of a row: another draw for each epoch and row, the same one in each run.
-
-    Called like a `Masker`, by a `MaskedDataset`.
-    """
+    """Draws the passages of a row: another draw for each epoch and row, the same one in each run."""
 
     section: Search
     seed: int
 
-    def item(self, ids: Sequence[int], epoch: int, index: int) -> dict[str, Any]:
+    def __call__(self, ids: Sequence[int], epoch: int, index: int) -> dict[str, Any]:
         """The row without what is taken out of it, its passages, and where in the row each of them stands or stood."""
         draw = np.random.default_rng((self.seed, epoch, index))
         first, *inner, last = np.asarray(ids).tolist()
@@ -103,18 +100,6 @@ class Draw:
         return sorted(spans)
 
 
-class PassageDataset(MaskedDataset):
-    """Rows of ids -> rows with their passages, drawn anew in each epoch (or once and for all if `static`)."""
-
-    def __init__(self, rows: Any, draw: Draw, static: bool = False):
-        super().__init__(rows, draw, static)  # type: ignore[arg-type]  # it is not called
-        self.draw = draw
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        rows = zip(indices, self.rows[indices]["input_ids"], strict=True)
-        return [self.draw.item(ids, self.epoch, index) for index, ids in rows]
-
-
 class PassageCollator:
     """Pads rows and passages: input_ids and attention_mask [B, N]; passages and passages_mask [M, n]; rows, places [M]
     and piece, a number."""
@@ -148,27 +133,27 @@ def mean_state(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def search_loss(
-    states: torch.Tensor, mask: torch.Tensor, passages: torch.Tensor, found: dict[str, Any], scale: float
+    states: torch.Tensor,
+    mask: torch.Tensor,
+    passages: torch.Tensor,
+    found: dict[str, Any],
+    scale: float,
+    vectors: Vectors = mean_state,
+    with_pieces: bool = True,
 ) -> torch.Tensor:
-    """The three contrasts.
+    """The three contrasts, or the two that need no pieces.
 
     Args:
         states, mask: [B, N, C] of the student, [B, N].
-        passages: [M, C], the source's vectors of the passages.
+        passages: [M, D], the source's vectors of the passages.
         found: `rows` [M], each passage's row; `places` [M], its place in it, counted without the first token; `piece`.
 
     Returns:
         A scalar.
     """
     rows, mask = found["rows"], mask.bool()
-    whole = normalize(mean_state(states, mask), dim=-1)
-    pieces: list[torch.Tensor] = []
-    first, counts = [], []  # of each row: the number of its first piece, and how many it has
-    for row, real in zip(states, mask, strict=True):
-        own_pieces = (row[real][1:-1] if real.sum() > 2 else row[real]).split(found["piece"])
-        first.append(len(pieces))
-        counts.append(len(own_pieces))
-        pieces += [piece.to(whole.dtype).mean(0) for piece in own_pieces]
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    whole = normalize(vectors(states, mask), dim=-1)
     passages = normalize(passages.to(whole), dim=-1)
     to_rows = scale * passages @ whole.T  # [M, B]
     loss = cross_entropy(to_rows, rows)
@@ -177,6 +162,15 @@ def search_loss(
     same = (rows[:, None] == rows[None]) & (number[:, None] != number[None])
     back = to_rows[:, rows].T.masked_fill(same, float("-inf"))
     loss = loss + 0.5 * cross_entropy(back, number)
+    if not with_pieces:
+        return loss
+    pieces: list[torch.Tensor] = []
+    first, counts = [], []  # of each row: the number of its first piece, and how many it has
+    for row, real in zip(states, mask, strict=True):
+        own_pieces = (row[real][1:-1] if real.sum() > 2 else row[real]).split(found["piece"])
+        first.append(len(pieces))
+        counts.append(len(own_pieces))
+        pieces += [vectors(piece[None], real.new_ones(1, len(piece)))[0] for piece in own_pieces]
     start, most = torch.tensor([first, counts], device=rows.device)[:, rows]
     piece = start + torch.minimum(found["places"] // found["piece"], most - 1)
     return loss + cross_entropy(scale * passages @ normalize(torch.stack(pieces), dim=-1).T, piece)
