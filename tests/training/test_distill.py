@@ -14,6 +14,7 @@ from linformer_hf import cli
 from linformer_hf.conversion.convert import convert
 from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.conversion.shorten import Windows, exact_twin
+from linformer_hf.hub.sentence_head import SentenceHead
 from linformer_hf.hub.sentence_head import read as read_head
 from linformer_hf.recipe import RecipeError
 from linformer_hf.training.distill import (
@@ -26,6 +27,7 @@ from linformer_hf.training.distill import (
     read_recipe,
     read_windows,
 )
+from linformer_hf.training.passages import search_loss
 
 
 # With these the validation loss fell to .33-.85 of what it was in 8 draws of each kind; at 0.01 it rose in one.
@@ -474,3 +476,25 @@ def test_rows_learn_to_be_found_by_their_passages(pair, recipe):
 def test_a_search_that_cannot_be_is_refused(encoder_recipe, overrides, error, told):
     with pytest.raises(error, match=told):
         distill(encoder_recipe, overrides)
+
+
+@pytest.mark.parametrize("mode", ["cls", "max"])
+def test_search_is_for_the_vectors_of_the_students_folder(mode, tiny_source, texts, tmp_path, monkeypatch):
+    source = tiny_source()
+    student = convert(
+        str(source), tmp_path / "student", projected_length=12, length_correction=True, sentence_head=mode
+    )
+    seen = []
+
+    def look(states, mask, passages, found, scale, vectors, with_pieces):
+        seen.append((str(vectors), with_pieces, passages))
+        return search_loss(states, mask, passages, found, scale, vectors, with_pieces)
+
+    monkeypatch.setattr("linformer_hf.training.distill.search_loss", look)
+    read = []
+    head = SentenceHead.__call__
+    monkeypatch.setattr(SentenceHead, "__call__", lambda *given: (read.append(head(*given)), read[-1])[1])
+    distill(write_recipe((source, student), texts, tmp_path), [*ONLY_SEARCH, "training.max_steps=1"])
+    assert {(told, pieces) for told, pieces, _ in seen} == {(mode, mode != "cls")}
+    for _, _, passages in seen:
+        assert any(passages is vectors for vectors in read)
