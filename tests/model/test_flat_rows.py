@@ -5,11 +5,11 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from boundaries import Seen, build, hooked, names_of, patched, wrapped
 from reference import BANDS, SHAPES, TYPES, name_of, tiny_batch, tiny_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from test_boundaries import Seen, build, hooked, names_of, patched, wrapped
 from transformers import DataCollatorForTokenClassification, DataCollatorWithFlattening, Trainer, TrainingArguments
 from transformers import modeling_flash_attention_utils as flash
 

@@ -120,6 +120,15 @@ def test_every_module_has_a_test_file_of_its_name(module):
     assert (ROOT / "tests" / folder / f"test_{module.split('/')[-1]}.py").is_file()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda path: path.stem)
+def test_no_test_file_imports_from_another(path):
+    """What they share has a file of its own: then each runs alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not [name for name in names if name.split(".")[-1].startswith("test_")]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_short(module):
     assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGER.get(module, LONGEST_MODULE)

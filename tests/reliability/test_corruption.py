@@ -278,7 +278,8 @@ def cell_of(place: Path, model: Path, cli) -> Path:
 
 def fairseq_of(place: Path) -> Path:
     import torch
-    from test_sources import ARGUMENTS, OfficialLinformer
+
+    from encoders import ARGUMENTS, OfficialLinformer
 
     (place / "official" / "fairseq").mkdir(parents=True)
     content = {"args": ARGUMENTS, "model": OfficialLinformer().state_dict()}
@@ -420,9 +421,9 @@ def test_damage_is_an_error_or_put_right(kind, whole, place, server):
 
 def test_a_resumed_run_trains_on_with_its_own_tokenizer(texts, tmp_path, caplog, monkeypatch):
     """The cache is gone, and the tokenizer that is trained again has other ids, as another library's may."""
-    from test_interruption import assert_same
     from transformers import BertTokenizer
 
+    from helpers import assert_same_run
     from linformer_hf import cli
     from linformer_hf.data import corpus
 
@@ -445,5 +446,5 @@ def test_a_resumed_run_trains_on_with_its_own_tokenizer(texts, tmp_path, caplog,
     monkeypatch.setattr(corpus, "train_tokenizer", train_otherwise)
     assert cli.main(["pretrain", recipe, f"training.output_dir={copy}", "--resume"]) == 0
     assert "The tokenizer is not that of the interrupted run" in caplog.text
-    assert_same(copy, run)
+    assert_same_run(copy, run)
     assert (copy / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()

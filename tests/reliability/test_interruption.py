@@ -19,7 +19,7 @@ from transformers import Trainer
 from transformers.trainer_callback import DefaultFlowCallback, TrainerState
 
 from forks import ended, fork
-from helpers import MODEL, TRAINING, error_line, results_of, tiny_data, tree, write_recipe
+from helpers import MODEL, TRAINING, assert_same_run, error_line, results_of, tiny_data, tree, write_recipe
 from linformer_hf import cli
 from linformer_hf.data import corpus
 from linformer_hf.training.checkpoints import last_whole_checkpoint
@@ -69,21 +69,6 @@ def at_step(monkeypatch):
     return patch
 
 
-def assert_same(folder: Path, other: Path) -> None:
-    """Bit-equal weights, equal metrics and losses."""
-    ours, theirs = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    results, expected = results_of(folder), results_of(other)
-    assert results["metrics"] == expected["metrics"]
-    assert results["steps"] == expected["steps"]
-    curves = [
-        [(row["step"], row[key]) for row in content["history"] for key in ("loss", "eval_loss") if key in row]
-        for content in (results, expected)
-    ]
-    assert curves[0] == curves[1]
-
-
 # The process kills itself at a drawn moment of the four steps after its first whole checkpoint: at one of the calls of
 # Python's functions, which it counts first in a step.
 KILL = """
@@ -123,7 +108,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(recipe, whole, 
     )
     assert ran.returncode == 0, ran.stderr
     assert f"Resuming from {folder / 'checkpoint-'}" in ran.stderr
-    assert_same(folder, whole)
+    assert_same_run(folder, whole)
 
 
 def last_step(folder: Path) -> int:
@@ -148,7 +133,7 @@ def test_half_checkpoints_do_not_cost_the_next_whole_one(recipe, whole, at_step,
     assert last_step(folder) == 10
     at_step(STEPS + 1, lambda: None)
     assert cli.main(command) == 0
-    assert_same(folder, whole)
+    assert_same_run(folder, whole)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -169,7 +154,7 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(recipe, whole, at_step, tmp_
     assert capfd.readouterr().err.splitlines()[-1] == line
     at_step(step, lambda: pytest.fail("a finished step was trained again"))
     assert cli.main([*command, "--resume"]) == 0
-    assert_same(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_a_second_ctrl_c_ends_at_once(recipe, tmp_path):
@@ -242,7 +227,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stands(
     assert not (folder / "checkpoint-9").exists()
     at_step(9, lambda: None)
     assert cli.main([*command, "--resume"]) == 0
-    assert_same(folder, whole)
+    assert_same_run(folder, whole)
 
 
 def test_what_is_no_full_disk_is_not_called_one(recipe, tmp_path, at_step, capsys):
