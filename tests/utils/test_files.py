@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from linformer_hf.utils.files import SUM_KEY, loading, read_json, record, write_json
+from linformer_hf.utils.files import SUM_KEY, is_path, loading, read_json, record, write_json
 
 
 WAY_OUT = "Run it again."
@@ -74,3 +74,9 @@ def test_whatever_a_load_raises_names_the_checkpoint_in_one_line():
 def test_a_sum_that_came_with_the_content_is_not_summed(path):
     write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "steps": 4})
     assert read_json(path, WAY_OUT)["steps"] == 4
+
+
+@pytest.mark.parametrize("name", ["/a/b", "./a", "~/a", "a/b/c", ".cache"])
+def test_what_can_only_be_a_path(name):
+    assert is_path(name)
+    assert not any(map(is_path, ("bert-base-uncased", "owner/name")))

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..hub import sentence_head
 from ..utils import checksums
+from ..utils.files import is_path
 from .fairseq import read_official
 from .key_tables import FAMILIES, ROBERTA, Family, dropped
 from .sources import (
@@ -47,7 +48,7 @@ def read_source(
     if Path(name).is_file():
         official = read_official(name, tokenizer)
         return replace(official, sentence=_sentence(name, sentence, official.config["hidden_size"], revision))
-    if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+    if not Path(name).exists() and is_path(name):
         raise ConversionError(f"there is no file or folder {name!r}, and a Hub name has the form owner/name.")
     with explained(name):
         checksums.check(name)

@@ -83,3 +83,8 @@ def loading(checkpoint: str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         way_out = checksums.safer(checkpoint, reason)
         raise ValueError(f"the checkpoint {checkpoint!r} cannot be loaded: {reason}{way_out}") from error
+
+
+def is_path(name: str) -> bool:
+    """Whether it can be the name of a file or folder only: one on the Hub has the form owner/name."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
