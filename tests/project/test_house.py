@@ -129,6 +129,12 @@ def test_no_test_file_imports_from_another(path):
         assert not [name for name in names if name.split(".")[-1].startswith("test_")]
 
 
+def test_test_files_of_one_name_are_told_apart():
+    """pytest imports a file by its name alone, unless its folder is a package."""
+    alone = [path.name for path in (ROOT / "tests").rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    assert len(alone) == len(set(alone))
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_short(module):
     assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGER.get(module, LONGEST_MODULE)
