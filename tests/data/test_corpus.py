@@ -242,7 +242,7 @@ def test_no_split_is_ever_empty(texts, settings, fraction):
     assert len(prepared.validation)
 
 
-@pytest.mark.parametrize("packing", ["full_sentences", "contiguous", "document"])
+@pytest.mark.parametrize("packing", ["full_sentences", "doc_sentences", "contiguous", "document"])
 def test_counts(texts, settings, packing):
     prepared = prepare(settings(files(texts), packing=packing), LENGTH)
     counts, tokenizer = prepared.counts, prepared.tokenizer
@@ -453,7 +453,7 @@ def first_document_is_held_out(texts: Path, tmp_path: Path) -> Path:
     raise AssertionError("no such name")
 
 
-@pytest.mark.parametrize("packing", ["full_sentences", "contiguous", "document"])
+@pytest.mark.parametrize("packing", ["full_sentences", "doc_sentences", "contiguous", "document"])
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
 def test_a_stream_holds_the_rows_of_a_prepared_corpus(texts, settings, tmp_path, saved_tokenizer, packing, kind):
     path = first_document_is_held_out(texts, tmp_path)

@@ -11,6 +11,7 @@ from linformer_hf.data.packing import Packed, pack, split_tokens
 
 CLS, SEP, FIRST = 1, 2, 10  # every token of text is another number from FIRST on
 ACROSS = ("full_sentences", "contiguous")
+LOSSLESS = (*ACROSS, "doc_sentences")
 
 lengths_of_documents = st.lists(st.lists(st.integers(1, 14), min_size=1, max_size=6), max_size=8)
 row_lengths = st.integers(4, 16)
@@ -35,7 +36,7 @@ def flat(documents) -> list[int]:
     return [token for document in documents for sentence in document for token in sentence]
 
 
-@pytest.mark.parametrize("packing", ACROSS)
+@pytest.mark.parametrize("packing", LOSSLESS)
 @given(lengths_of_documents, row_lengths)
 def test_no_token_is_lost_or_doubled_or_moved(packing, lengths, length):
     documents = numbered(lengths)
@@ -44,7 +45,7 @@ def test_no_token_is_lost_or_doubled_or_moved(packing, lengths, length):
     assert counts.truncated_tokens == 0
 
 
-@pytest.mark.parametrize("packing", [*ACROSS, "document"])
+@pytest.mark.parametrize("packing", [*LOSSLESS, "document"])
 @given(lengths_of_documents, row_lengths)
 def test_rows_are_short_enough_and_closed(packing, lengths, length):
     rows, _ = packed(numbered(lengths), packing, length)
@@ -56,7 +57,7 @@ def test_rows_are_short_enough_and_closed(packing, lengths, length):
         assert text_of([row]), "a row without text"
 
 
-@pytest.mark.parametrize("packing", [*ACROSS, "document"])
+@pytest.mark.parametrize("packing", [*LOSSLESS, "document"])
 @given(lengths_of_documents, row_lengths)
 def test_counts_are_what_is_there(packing, lengths, length):
     documents = numbered(lengths)
@@ -113,6 +114,13 @@ def test_full_sentences_closes_a_row_only_when_the_next_sentence_does_not_fit(le
 
 
 @given(lengths_of_documents, row_lengths)
+def test_doc_sentences_are_full_sentences_of_each_document_alone(lengths, length):
+    documents = numbered(lengths)
+    rows, _ = packed(documents, "doc_sentences", length)
+    assert rows == [row for document in documents for row in packed([document], "full_sentences", length)[0]]
+
+
+@given(lengths_of_documents, row_lengths)
 def test_contiguous_rows_are_full(lengths, length):
     documents = numbered(lengths)
     rows, _ = packed(documents, "contiguous", length)
@@ -134,21 +142,23 @@ def test_an_example_by_hand():
     documents = [[[10, 11], [12, 13, 14]], [[15], [16]], [[17, 18, 19, 20, 21, 22, 23]]]
     rows, _ = packed(documents, "full_sentences", 7)
     assert rows == [[1, 10, 11, 12, 13, 14, 2], [1, 15, 16, 2, 2], [1, 17, 18, 19, 20, 21, 2], [1, 22, 23, 2]]
+    rows, _ = packed(documents, "doc_sentences", 7)
+    assert rows == [[1, 10, 11, 12, 13, 14, 2], [1, 15, 16, 2], [1, 17, 18, 19, 20, 21, 2], [1, 22, 23, 2]]
     rows, _ = packed(documents, "contiguous", 7)
     assert rows == [[1, 10, 11, 12, 13, 14, 2], [1, 15, 16, 2, 17, 18, 2], [1, 19, 20, 21, 22, 23, 2]]
     rows, _ = packed(documents, "document", 7)
     assert rows == [[1, 10, 11, 12, 13, 14, 2], [1, 15, 16, 2], [1, 17, 18, 19, 20, 21, 2]]
 
 
-@pytest.mark.parametrize("packing", ACROSS)
+@pytest.mark.parametrize("packing", LOSSLESS)
 def test_documents_without_tokens_make_no_rows(packing):
     rows, counts = packed([[], [[]], [[], [10, 11], []], [[]], [[12]]], packing, 16)
     assert text_of(rows) == [10, 11, 12]
-    assert (len(rows), counts.documents) == (1, 5)
+    assert (len(rows), counts.documents) == (2 if packing == "doc_sentences" else 1, 5)
     assert packed([[], [[]]], packing, 16)[0] == []
 
 
-@pytest.mark.parametrize("packing", [*ACROSS, "document"])
+@pytest.mark.parametrize("packing", [*LOSSLESS, "document"])
 @pytest.mark.parametrize("length", [-1, 0, 3])
 def test_rows_that_hold_next_to_nothing_are_refused(packing, length):
     with pytest.raises(ValueError, match=rf"rows of {length} tokens .* use at least 4"):
@@ -162,7 +172,7 @@ def test_split_tokens_gives_the_sentences_back(lengths):
     assert list(split_tokens(flat([document]), lengths)) == document
 
 
-@pytest.mark.parametrize("packing", ACROSS)
+@pytest.mark.parametrize("packing", LOSSLESS)
 def test_a_sentence_of_any_length_is_copied_once(packing):
     """Not once for each row that it fills."""
 

@@ -68,7 +68,7 @@ class PretrainingData:
         sources: where documents come from.
         tokenizer: name or folder of an existing tokenizer; left out, one is trained on the training documents.
         tokenizer_type, vocab_size, lowercase: the tokenizer to train.
-        packing: `full_sentences`, `contiguous` or `document` (see `packing.py`).
+        packing: `full_sentences`, `doc_sentences`, `contiguous` or `document` (see `packing.py`).
         sequence_length: tokens in a row; by default the model's max_position_embeddings.
         mlm_probability: share of tokens to predict; `eval_mlm_probability` is validation's, by default the same.
         mask_fractions: shares of these that become [MASK], a random token, or stay.
@@ -87,7 +87,7 @@ class PretrainingData:
     tokenizer_type: Literal["wordpiece", "byte_level_bpe"] = "wordpiece"
     vocab_size: int = 30522
     lowercase: bool = True
-    packing: Literal["full_sentences", "contiguous", "document"] = "full_sentences"
+    packing: Literal["full_sentences", "doc_sentences", "contiguous", "document"] = "full_sentences"
     sequence_length: int | None = None
     mlm_probability: float = 0.15
     eval_mlm_probability: float | None = None

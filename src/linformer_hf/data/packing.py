@@ -2,8 +2,10 @@
 
 - `full_sentences` (RoBERTa's FULL-SENTENCES): whole sentences, across document boundaries, which get a [SEP] of their
   own. A sentence that does not fit starts the next row; one longer than a row is cut, and no token is lost.
-- `contiguous`: as above, but sentences are cut at the row's end, so that rows are full (one token less where a
-  document's boundary mark would have been all that fits).
+- `doc_sentences` (RoBERTa's DOC-SENTENCES): as above, but a row ends where its document does, so that no document reads
+  another. Rows differ in length: `training.train_sampling_strategy: group_by_length` wastes less on padding.
+- `contiguous`: as `full_sentences`, but sentences are cut at the row's end, so that rows are full (one token less where
+  a document's boundary mark would have been all that fits).
 - `document`: one row for each document; what does not fit is cut off and counted.
 """
 
@@ -46,7 +48,7 @@ def pack(
     if packing == "document":
         rows = _documents(documents, length, cls, sep, counts)
     else:
-        rows = _across(documents, length, cls, sep, counts, whole=packing == "full_sentences")
+        rows = _across(documents, length, cls, sep, counts, packing)
     for row in rows:
         counts.rows += 1
         counts.row_tokens += len(row)
@@ -65,13 +67,14 @@ def _documents(
 
 
 def _across(
-    documents: Iterable[Iterable[Sentence]], length: int, cls: int, sep: int, counts: Packed, whole: bool
+    documents: Iterable[Iterable[Sentence]], length: int, cls: int, sep: int, counts: Packed, packing: str
 ) -> Iterator[list[int]]:
     row, room = [cls], length - 1  # one place is kept for the closing [SEP]
+    whole = packing != "contiguous"  # sentences are
     for document in documents:
         counts.documents += 1
         # The document boundary; a row that has room for the mark only is closed instead.
-        if 1 < len(row) < room - 1:
+        if 1 < len(row) < room - 1 and packing != "doc_sentences":
             row.append(sep)
         elif len(row) > 1:
             yield [*row, sep]
