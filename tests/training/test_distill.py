@@ -40,6 +40,7 @@ ONLY_SEARCH = [
     "distillation.embedding_weight=0",
     "distillation.answer_weight=0",
 ]
+ONLY_PIECES = ["distillation.pieces_weight=1", "distillation.pieces=[8, 16]", *ONLY_SEARCH[5:]]
 
 
 @pytest.fixture(scope="module", params=["BertModel", "BertForMaskedLM"])
@@ -455,8 +456,10 @@ def test_the_teacher_of_a_long_row_is_the_source_over_windows(head, tiny_source)
     assert torch.equal(read_windows(teacher, short, window).hidden_states[-1], plain.hidden_states[-1])
 
 
-def test_rows_learn_to_be_found_by_their_passages(pair, recipe):
-    folder = distill(recipe, [*ONLY_SEARCH, *LEARNING])
+@pytest.mark.parametrize("part", [ONLY_SEARCH, ONLY_PIECES], ids=["passages", "pieces"])
+def test_a_rows_vector_learns_from_its_text_alone(pair, recipe, part):
+    """To be found by the row's passages, or to be the mean of its pieces' vectors."""
+    folder = distill(recipe, [*part, *LEARNING])
     history = json.loads((folder / "results.json").read_text())["history"]
     losses = [row["eval_loss"] for row in history if "eval_loss" in row]
     assert losses[-1] < 0.97 * losses[0]
@@ -470,10 +473,12 @@ def test_rows_learn_to_be_found_by_their_passages(pair, recipe):
     [
         ([*SEARCH, "training.per_device_train_batch_size=1"], RecipeError, "must be at least 2, got 1"),
         (ONLY_SEARCH[5:], RecipeError, "search.weight too: nothing is left to learn"),
+        ([*ONLY_PIECES, "distillation.pieces=[4]"], RecipeError, r"at least 8 tokens, got \[4\]"),
+        ([*ONLY_PIECES, "distillation.pieces=[8, 50]"], ValueError, r"pieces=\[8, 50\]: the source reads at most 48"),
         ([*SEARCH, "search.longest=600"], ValueError, "search.longest=600: the source reads passages of at most 46"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(encoder_recipe, overrides, error, told):
+def test_a_loss_that_cannot_be_is_refused(encoder_recipe, overrides, error, told):
     with pytest.raises(error, match=told):
         distill(encoder_recipe, overrides)
 

@@ -1,10 +1,12 @@
 """Passages that a row's vectors must find: how they are drawn, batched, and what the loss is."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
+from torch.nn.functional import normalize
 
 from linformer_hf.data.masking import DrawnDataset
 from linformer_hf.hub.sentence_head import pooled
@@ -13,6 +15,7 @@ from linformer_hf.training.passages import (
     PassageCollator,
     Search,
     mean_state,
+    pieces_loss,
     search_loss,
     taken,
 )
@@ -165,6 +168,54 @@ def test_finding_is_rewarded():
     wrong = search_loss(vectors.roll(1, 0)[:, None].expand(-1, 10, -1), mask, passages, found, 20.0)
     assert float(right) < 1e-4
     assert float(wrong) > 20
+
+
+class Blended:
+    """A teacher whose states are of each token and, half as much, of all that is read with it."""
+
+    def __init__(self):
+        self.table = torch.randn(60, 6, generator=torch.Generator().manual_seed(1))
+
+    def __call__(self, ids, attention_mask):
+        states = self.table[ids]
+        return SimpleNamespace(last_hidden_state=states + 0.5 * mean_state(states, attention_mask)[:, None])
+
+
+def pieces_by_hand(teacher, ids: list[int], states: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    loss, means = torch.zeros(()), []
+    for size in sizes:
+        inner, mean = ids[1:-1], torch.zeros(6)
+        for start in range(0, len(inner), size - 2):
+            piece = inner[start : start + size - 2]
+            read = torch.tensor([[ids[0], *piece, ids[-1]]])
+            goal = normalize(teacher(read, torch.ones_like(read)).last_hidden_state[0].mean(0), dim=0)
+            own = states[1 + start : 1 + start + len(piece)].mean(0)
+            share = len(piece) / len(inner)
+            loss = loss + share * (1 - torch.cosine_similarity(own, goal, dim=0)) / len(sizes)
+            mean = mean + share * goal
+        means.append(normalize(mean, dim=0))
+    return loss + 1 - torch.cosine_similarity(states.mean(0), torch.stack(means).mean(0), dim=0)
+
+
+def test_the_pieces_loss_is_what_it_says_and_leaves_short_rows_out():
+    teacher, sizes = Blended(), [8, 12]
+    generator = torch.Generator().manual_seed(2)
+    lengths = [31, 12, 23]  # the second is no longer than a piece
+    ids = torch.randint(3, 60, (3, 31), generator=generator)
+    mask = torch.arange(31).flip(0) < torch.tensor(lengths)[:, None]  # padding on the left
+    states = torch.randn(3, 31, 6, generator=generator).requires_grad_()
+    found = pieces_loss(teacher, ids, states, mask, sizes)
+    rows = [(ids[i, -n:].tolist(), states[i, -n:]) for i, n in enumerate(lengths)]
+    by_hand = sum(pieces_by_hand(teacher, *rows[i], sizes) for i in (0, 2)) / 3
+    torch.testing.assert_close(found, by_hand)
+    found.backward()
+    assert states.grad[1].eq(0).all()
+    assert states.grad[~mask].eq(0).all()
+    short = pieces_loss(teacher, ids[1:2], states[1:2], mask[1:2], sizes)
+    assert short == 0
+    assert short.requires_grad
+    with_pieces, without = (pieces_loss(teacher, ids, states, mask, sizes, with_pieces=told) for told in (True, False))
+    assert with_pieces > without > 0
 
 
 def test_mean_state_leaves_padding_out():

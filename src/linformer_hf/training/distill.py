@@ -6,12 +6,13 @@ the mean relative square error of every layer's hidden state, plus one minus the
 where the source has a masked-LM or task head, the Kullback-Leibler divergence of its answers. The teacher is the exact
 twin of the source (K = N). Of rows that are longer than the source reads it reads windows
 (`conversion.shorten.Windows`): it was trained to attend no further. What it would answer for all of such a row, a class
-say, windows do not tell, so there its states alone teach.
+say, windows do not tell, so there its states alone teach. With `distillation.pieces_weight` the vector of a long row
+learns to be the mean of those that the teacher makes of its pieces.
 """
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -34,12 +35,14 @@ from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
 from ..recipe import Recipe, RecipeError, load_recipe
 from ..utils.files import loading
-from .passages import Draw, PassageCollator, Search, mean_state, search_loss, taken
+from .passages import Draw, PassageCollator, Search, mean_state, pieces_loss, search_loss, taken
 from .run import Run, begin_run, last_evaluation, open_run, results, save_final, train, write_results, writing
 
 
 # Gates, E, F and the length corrections: what leaves a row of at most K tokens exactly as it was.
 SHORTENING = r"\.(projection|correction)\."
+
+SMALLEST_PIECE = 8  # tokens, two of them special
 
 
 @dataclass
@@ -66,8 +69,10 @@ class Distillation:
     Args:
         trainable: `shortening`: only gates, E, F and length corrections, so that inputs of at most K tokens stay exact
             (pooled types); `encoder`: every weight of the encoder's layers.
-        hidden_weight, embedding_weight, answer_weight: of the three parts of the loss. Where all are 0 the teacher does
-            not read the rows.
+        hidden_weight, embedding_weight, answer_weight: of the three parts of the loss that compare what student and
+            teacher make of the rows. Where all are 0 the teacher does not read them.
+        pieces_weight: of the part that brings a long row's vector near those of its pieces, read alone by the teacher.
+        pieces: sizes of these, in tokens.
         validation_rows: held-out rows for the validation loss and the fidelity report.
     """
 
@@ -75,13 +80,17 @@ class Distillation:
     hidden_weight: float = 1.0
     embedding_weight: float = 1.0
     answer_weight: float = 1.0
+    pieces_weight: float = 0.0
+    pieces: list[int] = field(default_factory=lambda: [128, 256, 512])
     validation_rows: int = 48
 
     def __post_init__(self) -> None:
         if self.validation_rows < 1:
             raise ValueError(f"validation_rows must be at least 1, got {self.validation_rows}.")
-        if min(self.hidden_weight, self.embedding_weight, self.answer_weight) < 0:
+        if min(self.hidden_weight, self.embedding_weight, self.answer_weight, self.pieces_weight) < 0:
             raise ValueError("the weights of the loss must be at least 0.")
+        if not self.pieces or min(self.pieces) < SMALLEST_PIECE:
+            raise ValueError(f"pieces must name sizes of at least {SMALLEST_PIECE} tokens, got {self.pieces}.")
 
     def any(self) -> bool:
         return max(self.hidden_weight, self.embedding_weight, self.answer_weight) > 0
@@ -104,8 +113,11 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if recipe.build("data").streaming:
         raise RecipeError("distill reads a prepared corpus: leave data.streaming out.")
     if not recipe.build("search").weight:
-        if not recipe.build("distillation").any():
-            raise RecipeError("every weight of the loss is 0, search.weight too: nothing is left to learn.")
+        weights = recipe.build("distillation")
+        if not weights.any() and not weights.pieces_weight:
+            raise RecipeError(
+                "every weight of the loss is 0, pieces_weight and search.weight too: nothing is left to learn."
+            )
     elif (size := recipe.values("training").get("per_device_train_batch_size", 8)) < 2:
         raise RecipeError(
             "search tells the rows of a batch from each other: training.per_device_train_batch_size must be at least "
@@ -136,6 +148,7 @@ class Distiller(Trainer):
         given = model(**inputs, output_hidden_states=True)
         states, head = given.hidden_states[-1], self.source.sentence
         vectors = head or mean_state
+        with_pieces = head is None or not head.reads_one_token
         loss = states.sum() * 0.0  # a gradient also for a batch without a passage
         if self.weights.any():
             goal = read_windows(self.teacher, inputs, self.source.length)
@@ -144,9 +157,12 @@ class Distiller(Trainer):
             with torch.no_grad():
                 read = self.teacher.base_model(found["passages"], attention_mask=found["passages_mask"])
             passages = vectors(read.last_hidden_state, found["passages_mask"])
-            pieces = head is None or not head.reads_one_token
-            part = search_loss(states, mask, passages, found, self.search.scale, vectors, pieces)
+            part = search_loss(states, mask, passages, found, self.search.scale, vectors, with_pieces)
             loss = loss + self.search.weight * part
+        if self.weights.pieces_weight:
+            encoder, ids = self.teacher.base_model, inputs["input_ids"].flatten(0, -2)
+            part = pieces_loss(encoder, ids, states, mask, self.weights.pieces, vectors, with_pieces)
+            loss = loss + self.weights.pieces_weight * part
         return (loss, {"loss": loss}) if return_outputs else loss
 
 
@@ -253,6 +269,8 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     if (data.sequence_length or 0) > length:
         raise ValueError(f"data.sequence_length={data.sequence_length} is longer than the student reads ({length}).")
     search: Search = recipe.build("search")
+    if weights.pieces_weight and max(weights.pieces) > source.length:
+        raise ValueError(f"distillation.pieces={weights.pieces}: the source reads at most {source.length} tokens.")
     if search.weight and search.longest > source.length - 2:
         raise ValueError(f"search.longest={search.longest}: the source reads passages of at most {source.length - 2}.")
     with arguments.main_process_first(desc="preparing the corpus"):

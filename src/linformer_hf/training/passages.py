@@ -1,5 +1,6 @@
-"""Learning from text alone that a long row's vectors must find the row's own passages among others'.
+"""Learning from text alone what a long row's vectors must be: near those of its pieces, read alone (`pieces_loss`).
 
+Or they must find the row's own passages among others' (`search_loss`, section `search`).
 Passages are drawn from a row; some of them are taken out before the student reads it, so that what stands around them
 must do, and the others stay. A passage's vector is the source's own (it is short, so nothing is approximated there) and
 never changes: texts and queries that are embedded already stay valid. Three contrasts, each a cross entropy over
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, normalize
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 
@@ -164,13 +166,69 @@ def search_loss(
     loss = loss + 0.5 * cross_entropy(back, number)
     if not with_pieces:
         return loss
-    pieces: list[torch.Tensor] = []
-    first, counts = [], []  # of each row: the number of its first piece, and how many it has
-    for row, real in zip(states, mask, strict=True):
-        own_pieces = (row[real][1:-1] if real.sum() > 2 else row[real]).split(found["piece"])
-        first.append(len(pieces))
-        counts.append(len(own_pieces))
-        pieces += [vectors(piece[None], real.new_ones(1, len(piece)))[0] for piece in own_pieces]
-    start, most = torch.tensor([first, counts], device=rows.device)[:, rows]
+    pieces = [
+        piece_vectors(row[real][1:-1] if real.sum() > 2 else row[real], found["piece"], vectors)
+        for row, real in zip(states, mask, strict=True)
+    ]
+    counts = torch.tensor([len(own) for own in pieces], device=rows.device)
+    start, most = (counts.cumsum(0) - counts)[rows], counts[rows]
     piece = start + torch.minimum(found["places"] // found["piece"], most - 1)
-    return loss + cross_entropy(scale * passages @ normalize(torch.stack(pieces), dim=-1).T, piece)
+    return loss + cross_entropy(scale * passages @ torch.cat(pieces).T, piece)
+
+
+def piece_vectors(states: torch.Tensor, size: int, vectors: Vectors = mean_state) -> torch.Tensor:
+    """A row's states [n, C], cut into pieces of `size` tokens -> their vectors of length 1, [p, D]."""
+    pieces = states.split(size)
+    real = torch.ones(1, size, dtype=torch.bool, device=states.device)
+    return normalize(torch.cat([vectors(piece[None], real[:, : len(piece)]) for piece in pieces]), dim=-1)
+
+
+@torch.no_grad()
+def read_alone(teacher: Any, ids: torch.Tensor, size: int, vectors: Vectors = mean_state) -> torch.Tensor:
+    """A row's ids [n], cut into pieces of `size` tokens with the row's first and last around each -> [p, D]."""
+    pieces = [torch.cat([ids[:1], piece, ids[-1:]]) for piece in ids[1:-1].split(size - 2)]
+    rows = pad_sequence(pieces, batch_first=True, padding_value=int(ids[-1]))
+    lengths = torch.tensor([len(piece) for piece in pieces], device=ids.device)
+    mask = torch.arange(rows.shape[1], device=ids.device) < lengths[:, None]
+    return normalize(vectors(teacher(rows, attention_mask=mask.long()).last_hidden_state, mask), dim=-1)
+
+
+def pieces_loss(
+    teacher: Any,
+    ids: torch.Tensor,
+    states: torch.Tensor,
+    mask: torch.Tensor,
+    sizes: Sequence[int],
+    vectors: Vectors = mean_state,
+    with_pieces: bool = True,
+) -> torch.Tensor:
+    """How far a row's vector is from the mean of its pieces', read alone, and those cut from its pass from each.
+
+    Each is one minus the cosine. The mean is that over all sizes: it finds more than the pieces of any one of them.
+    A piece counts by its tokens, for the last one may have a few only.
+
+    Args:
+        teacher: encoder that reads `max(sizes)` tokens.
+        ids, states, mask: [B, N], the student's [B, N, C], [B, N].
+        sizes: tokens of a piece, special tokens included. A row that is no longer than the largest is left out.
+
+    Returns:
+        A scalar.
+    """
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    losses = [states.sum() * 0.0]  # a gradient also for a batch of short rows
+    for row_ids, row, real in zip(ids, states, mask.bool(), strict=True):
+        row_ids, row = row_ids[real], row[real]
+        if len(row_ids) <= max(sizes):
+            continue
+        means = []
+        for size in sizes:
+            goal = read_alone(teacher, row_ids, size, vectors).to(row)
+            share = goal.new_tensor([len(piece) for piece in row_ids[1:-1].split(size - 2)]) / (len(row_ids) - 2)
+            means.append(normalize(share @ goal, dim=-1))
+            if with_pieces:
+                near = (piece_vectors(row[1:-1], size - 2, vectors) * goal).sum(-1)
+                losses.append((1 - share @ near) / len(sizes))
+        whole = vectors(row[None], real.new_ones(1, len(row)))[0]
+        losses.append(1 - torch.cosine_similarity(whole, torch.stack(means).mean(0), dim=0))
+    return torch.stack(losses).sum() / len(ids)
