@@ -17,10 +17,11 @@ from linformer_hf.conversion.key_tables import FAMILIES
 
 N, C, HEADS, LAYERS, VOCABULARY = 12, 16, 2, 2, 410  # the larger of the two tokenizers has 400 tokens
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-PADDING = {"bert": 0, "roberta": 1, "xlm-roberta": 5, "camembert": 1, "distilbert": 0, "electra": 0}
+PADDING = dict.fromkeys(FAMILIES, 0) | {"roberta": 1, "xlm-roberta": 5, "camembert": 1, "data2vec-text": 1}
 # type_vocab_size
-TYPES = {"bert": 2, "roberta": 2, "xlm-roberta": 1, "camembert": 1, "distilbert": None, "electra": 2}
-KINDS = {kind: "wordpiece" if kind.startswith(("bert", "distil", "electra")) else "byte_level_bpe" for kind in FAMILIES}
+TYPES = dict.fromkeys(FAMILIES, 2) | {"xlm-roberta": 1, "camembert": 1, "data2vec-text": 1, "distilbert": None}
+WORDPIECE = ("bert", "distilbert", "electra", "ernie")
+KINDS = {kind: "wordpiece" if kind in WORDPIECE else "byte_level_bpe" for kind in FAMILIES}
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -48,11 +49,13 @@ def settings(kind: str) -> dict:
     fields |= {"pad_token_id": PADDING[kind], "max_position_embeddings": N}
     if kind != "distilbert":
         fields |= {"type_vocab_size": TYPES[kind], "layer_norm_eps": 0.03}
-    if kind in ("bert", "distilbert"):
+    if kind in ("bert", "distilbert", "ernie", "big_bird"):
         fields[family.config["hidden_act"]] = "relu"
     if kind == "electra":
         fields |= {"embedding_size": C, "summary_activation": "tanh"}  # its other heads have gelu
-    if family.prefix == "roberta":
+    if kind == "ernie":
+        fields |= {"use_task_id": True}
+    if family.padding_first:
         fields["max_position_embeddings"] += PADDING[kind] + 1
     return fields
 

@@ -77,7 +77,7 @@ def test_without_a_corpus_nothing_is_learned_and_the_report_is_there(tiny_source
     assert list(found["fidelity"]["lengths"]["48"]["genres"]) == ["python topics"]
 
 
-@pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra", "big_bird"])
 def test_other_families(kind, tokenizers, texts, tmp_path, ids):
     """Sources as in test_sources: N = 12 there, K = 8."""
     model = encoders.build(kind, "ForMaskedLM")
@@ -92,6 +92,19 @@ def test_other_families(kind, tokenizers, texts, tmp_path, ids):
     measured = json.loads((output / "fidelity.json").read_text())["lengths"]["12"]
     assert 0 <= measured["masked"]["agreement"] <= 1
     assert measured["final_error"] > 1e-3
+
+
+def test_long_positions_that_were_trained_need_no_max_length(tokenizers, tmp_path, monkeypatch):
+    """A BERT of 4,096 positions: its N is ours, and slots weigh what they would in any row."""
+    monkeypatch.setattr("linformer_hf.conversion.convert._calibrated", lambda *_: None)  # whose report takes long
+    model = encoders.build("bert", max_position_embeddings=4096, num_hidden_layers=1)
+    model.save_pretrained(tmp_path / "source")
+    tokenizers["wordpiece"].save_pretrained(tmp_path / "source")
+    loaded = transformers.AutoModel.from_pretrained(convert(str(tmp_path / "source"), tmp_path / "out"))
+    assert loaded.config.max_position_embeddings == 4096
+    assert loaded.config.projected_length == 128
+    assert loaded.config.original_max_position_embeddings is None
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 4096
 
 
 def test_an_electra_as_published_is_converted_and_fine_tuned(tokenizers, texts, tmp_path):

@@ -26,9 +26,10 @@ def test_n_is_the_number_of_positions_that_a_text_can_have(kind, saved):
     """RoBERTa and its kin count from the padding token's number + 1 on: the rows before are no positions."""
     model, folder = saved(kind)
     source = read_source(folder)
-    unused = PADDING[kind] + 1 if FAMILIES[kind][0].prefix == "roberta" else 0
+    unused = PADDING[kind] + 1 if FAMILIES[kind][0].padding_first else 0
     assert source.length == N
-    assert torch.equal(source.weights[POSITIONS], model.embeddings.position_embeddings.weight[unused:])
+    task = model.embeddings.task_type_embeddings.weight[0] if kind == "ernie" else 0
+    assert torch.equal(source.weights[POSITIONS], model.embeddings.position_embeddings.weight[unused:] + task)
     assert (source.name, source.architecture, source.head) == (folder, f"{FAMILIES[kind][1]}Model", "Model")
     assert not source.reference.training
 

@@ -162,6 +162,15 @@ def test_a_missing_package_is_named_with_the_way_out(package, tmp_path, monkeypa
         export.export(tmp_path)
 
 
+def test_an_onnxruntime_that_cannot_be_imported_is_said_before_anything_is_made(tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text("raise ImportError('libonnxruntime.so')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    with pytest.raises(export.ExportError, match=r"imported \(libonnxruntime\.so\): pip install --force-reinstall"):
+        export.export(tmp_path)
+
+
 def edited(folder, **fields):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | fields), encoding="utf-8")

@@ -158,5 +158,10 @@ def correct(
 
 def relative_error(given: Sequence[torch.Tensor], goal: Sequence[torch.Tensor]) -> float:
     """|given - goal| / |goal| over all tensors together."""
-    missed = sum(float((a - b).double().pow(2).sum()) for a, b in zip(given, goal, strict=True))
-    return math.sqrt(missed / sum(float(b.double().pow(2).sum()) for b in goal))
+    missed = sum(squared(a - b) for a, b in zip(given, goal, strict=True))
+    return math.sqrt(missed / sum(squared(b) for b in goal))
+
+
+def squared(states: torch.Tensor) -> float:
+    """The sum of squares, added up in float64 without a copy in it."""
+    return float(torch.linalg.vector_norm(states, dtype=torch.float64)) ** 2

@@ -31,6 +31,7 @@ from ..utils.files import write_json, write_text
 from ..utils.places import own_name
 from ..utils.reporting import markdown_table
 from ..utils.timing import peak_resident_mib
+from .calibrate import squared
 from .shorten import Windows, exact_twin
 from .sources import ConversionError, Source
 from .texts import cut
@@ -40,7 +41,7 @@ FIDELITY_FILE = "fidelity.json"
 REPORT_FILE = "fidelity.md"
 PLOT_FILE = "fidelity.png"
 MEAN = partial(torch.mean, dim=1)  # of states [B, N, C]
-REPEATS = 5
+REPEATS, SLOW_REPEATS, SLOW = 5, 3, 1.0  # what takes more than a second varies less, in proportion
 BATCH_TOKENS = 4096
 # More than this between the source's own model and its exact twin means that the tables are wrong for it.
 LARGEST_DIFFERENCE = 1e-3
@@ -63,18 +64,15 @@ class _Layers:
         self.hidden: list[torch.Tensor] = []
 
     def __enter__(self) -> "_Layers":
-        def keep_attention(module: Any, arguments: tuple, output: torch.Tensor) -> None:
-            self.attention.append(module.project(arguments[0], arguments[2]))
-
-        def keep_hidden(module: Any, arguments: tuple, output: torch.Tensor) -> None:
-            self.hidden.append(output)
+        def keep(kept: list[torch.Tensor]) -> Callable[[Any, tuple, torch.Tensor], None]:
+            return lambda module, arguments, output: kept.append(output)
 
         self.handles = []
         for layer in self.model.encoder.layer:
             assert isinstance(layer, LinformerLayer)
             self.handles += [
-                layer.attention.output.register_forward_hook(keep_attention),
-                layer.register_forward_hook(keep_hidden),
+                layer.attention.output.dropout.register_forward_hook(keep(self.attention)),  # in front of the residual
+                layer.register_forward_hook(keep(self.hidden)),
             ]
         return self
 
@@ -236,8 +234,8 @@ def measure(
 
 
 def _add(total: list[float], given: torch.Tensor, goal: torch.Tensor) -> None:
-    total[0] += float((given - goal).double().pow(2).sum())
-    total[1] += float(goal.double().pow(2).sum())
+    total[0] += squared(given - goal)
+    total[1] += squared(goal)
 
 
 def _ratio(total: Sequence[float]) -> float:
@@ -292,9 +290,10 @@ def cost(source: Any, student: LinformerPreTrainedModel, ids: torch.Tensor) -> d
         ids = ids[:, None]  # one choice
     seconds: dict[str, list[float]] = {name: [] for name in models}
     memory: dict[str, float | None] = {}
+    started = time.perf_counter()
     for model in models.values():
         model(ids)  # warm up
-    for _ in range(REPEATS):
+    for _ in range(SLOW_REPEATS if time.perf_counter() - started > SLOW else REPEATS):
         for name, model in models.items():
             started = time.perf_counter()
             model(ids)
@@ -367,9 +366,9 @@ def render(content: Mapping[str, Any]) -> str:
 {summary_table(lengths)}
 
 Text that was not calibrated on, {lengths[longest]["rows"]} rows; errors are |ours - source| / |source|. Embeddings are
-{made}; the floor is the cosine of one constant embedding for all texts. Time: one row, median of {REPEATS}
-interleaved forward passes, {content["threads"]} threads, {content["dtype"]}; memory: peak resident memory above the
-loaded models. The source's own model and its exact twin differ by {difference:.1e} (relative).{beyond}
+{made}; the floor is the cosine of one constant embedding for all texts. Time: median of {SLOW_REPEATS} or {REPEATS}
+interleaved passes over one row, {content["threads"]} threads, {content["dtype"]}; memory: peak resident memory above
+the loaded models. The source's own model and its exact twin differ by {difference:.1e} (relative).{beyond}
 
 At {longest} tokens, by text and by layer:
 

@@ -13,7 +13,7 @@ from ..hub import sentence_head
 from ..utils import checksums
 from ..utils.files import is_path
 from .fairseq import read_official
-from .key_tables import FAMILIES, ROBERTA, Family, dropped
+from .key_tables import FAMILIES, Family, dropped
 from .sources import (
     POSITIONS,
     ConversionError,
@@ -24,6 +24,7 @@ from .sources import (
     names_listed,
     rename_all,
 )
+from .unsupported import check_fields, check_kind
 
 
 # What a source's configuration says about its head, kept as it is.
@@ -52,8 +53,10 @@ def read_source(
         raise ConversionError(f"there is no file or folder {name!r}, and a Hub name has the form owner/name.")
     with explained(name):
         checksums.check(name)
+        # As it stands there: a model with code of its own is no configuration without that code, but has a kind.
+        check_kind(name, PreTrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type"))
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    _check_supported(name, config)
+    check_fields(name, config)
     family, title = FAMILIES[config.model_type]
     head = _head(name, config, family, title)
     with explained(name):
@@ -61,7 +64,7 @@ def read_source(
     weights = rename_all(name, reference.state_dict(), family, head)
     fields = _config_fields(config, family, head)
     prefix = "" if head == "Model" else "linformer."
-    if family is ROBERTA:  # position embeddings are counted from padding_idx + 1 on
+    if family.padding_first:
         weights[prefix + POSITIONS] = weights[prefix + POSITIONS][(config.pad_token_id or 0) + 1 :]
     fields["max_position_embeddings"] = len(weights[prefix + POSITIONS])
     head_behind = _sentence(name, sentence, fields["hidden_size"], revision)
@@ -90,38 +93,6 @@ def _sentence(name: str, choice: str, width: int, revision: str | None) -> sente
     return found
 
 
-def _check_supported(name: str, config: PreTrainedConfig) -> None:
-    kind = config.model_type
-    if kind == "linformer":
-        raise ConversionError(
-            f"{name} is a Linformer already. Convert its source again with other options, or change its N with "
-            "model.resize_position_embeddings."
-        )
-    if kind not in FAMILIES:
-        raise ConversionError(
-            f"{name} is a {kind!r} model. Supported: {', '.join(FAMILIES)}, and the file of an official fairseq "
-            "Linformer."
-        )
-    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-        raise ConversionError(
-            f"{name} is configured as a decoder or with cross-attention; a Linformer is an encoder only: a projection "
-            "along the sequence mixes later tokens into every slot."
-        )
-    kind = getattr(config, "position_embedding_type", None) or "absolute"
-    if kind != "absolute":
-        raise ConversionError(
-            f"{name} has relative position embeddings (position_embedding_type={kind!r}): they belong to pairs of "
-            "tokens, and a slot stands for many. Only absolute positions can be converted."
-        )
-    if config.model_type == "electra" and config.embedding_size != config.hidden_size:
-        raise ConversionError(
-            f"{name} has embedding_size={config.embedding_size} and hidden_size={config.hidden_size}: it projects its "
-            "embeddings behind their norm, where a Linformer has no layer, and no other weights compute the same. Both "
-            "must be equal, as in google/electra-base-discriminator (768 and 768); to fill in masked tokens, take "
-            "bert-base-uncased."
-        )
-
-
 def _head(name: str, config: PreTrainedConfig, family: Family, title: str) -> str:
     architecture = (config.architectures or [f"{title}Model"])[0]
     head = architecture.removeprefix(title)
@@ -129,12 +100,14 @@ def _head(name: str, config: PreTrainedConfig, family: Family, title: str) -> st
     if not architecture.startswith(title) or head not in family.heads:
         supported = ", ".join(title + known for known in (*family.heads, *family.read_as))
         raise ConversionError(f"{name} holds a {architecture}; supported here: {supported}.")
-    for key, (only, reason) in family.needs.get(head, {}).items():
-        if (found := getattr(config, key)) != only:
-            raise ConversionError(
-                f"{name} has {key}={found!r}; a {title}{head} can be converted with {only!r} only: {reason}. Convert "
-                f"the bare encoder: save it as a {title}Model first."
-            )
+    for part in ("encoder", head):
+        for key, (only, reason) in family.needs.get(part, {}).items():
+            if (found := getattr(config, key)) != only:
+                way_out = f" Convert the bare encoder: save it as a {title}Model first." if part == head else ""
+                raise ConversionError(
+                    f"{name} has {key}={found!r}; a {title}{head} can be converted with {only!r} only: {reason}."
+                    + way_out
+                )
     return head
 
 
@@ -143,9 +116,10 @@ def _load(name: str, config: PreTrainedConfig, family: Family, architecture: str
     model_class = getattr(transformers, architecture)
     options: dict[str, Any] = {"revision": revision, "dtype": torch.float32, "use_safetensors": True}
     # Other shapes are ignored here so that they are named below.
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, **family.read_with}
     model, info = model_class.from_pretrained(name, **options)
-    if set(info["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}:  # saved without its pooler
+    pooler = {f"{module}.{part}" for module in family.pooler for part in ("weight", "bias")}
+    if pooler and set(info["missing_keys"]) == pooler:  # saved without it
         model, info = model_class.from_pretrained(name, add_pooling_layer=False, **options)
     missing = info["missing_keys"]
     leftover = [key for key in info["unexpected_keys"] if not dropped(key, family) and not key.endswith("position_ids")]

@@ -7,7 +7,7 @@ no row of a table is an error, unless it is in `dropped`, with the reason.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -26,6 +26,7 @@ _EMBEDDINGS = tuple(
 )
 _BERT = {name: name for name in (*_EMBEDDINGS, *(f"encoder.layer.{{}}.{part}" for part in _LAYER))}
 _POOLER = {"pooler.dense": "pooler.dense"}
+_READ_POOLER = ("Model", "ForSequenceClassification", "ForMultipleChoice")  # our heads that have one
 _MLM = "cls.predictions"
 _CLASSIFIER = {"classifier": "classifier"}
 _ANSWERS = {"qa_outputs": "qa_outputs"}
@@ -43,7 +44,11 @@ class Family:
         read_as: head -> the head that it is read as; its other weights are in `dropped`.
         fixed: fields of LinformerConfig that the family's code holds, and no configuration says.
         head_config: head -> what `config` has besides, or instead, for it.
-        needs: head -> field of the source's configuration -> the only value that a Linformer can follow, and why.
+        needs: head (or `encoder`: whatever the head) -> field of the source's configuration -> the only value that a
+            Linformer can follow, and why.
+        read_with: fields of the source's configuration that are read as these.
+        folded: embedding whose row 0 every token gets -> the one of ours that it is added to.
+        padding_first: whether positions are counted from the padding token's id + 1 on; the rows before are no places.
         dropped: weights that are left behind on purpose (regular expressions), with the reason.
     """
 
@@ -56,6 +61,9 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     head_config: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     needs: Mapping[str, Mapping[str, tuple[Any, str]]] = field(default_factory=dict)
+    read_with: Mapping[str, Any] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
+    padding_first: bool = False
     dropped: Mapping[str, str] = field(default_factory=dict)
 
     def table(self, head: str, with_pooler: bool) -> dict[str, str]:
@@ -63,8 +71,14 @@ class Family:
         ours, theirs = ("", "") if head == "Model" else ("linformer.", f"{self.prefix}.")
         # A head that brings its own dense layer in front of the classifier leaves the encoder's pooler unread.
         own_pooler = f"{ours}pooler.dense" in self.heads[head].values()
-        encoder = {**self.encoder, **(self.pooler if with_pooler and not own_pooler else {})}
+        pooler = self.pooler if with_pooler and head in _READ_POOLER and not own_pooler else {}
+        encoder = {**self.encoder, **pooler}
         return {**{theirs + key: ours + value for key, value in encoder.items()}, **self.heads[head]}
+
+    def added(self, head: str) -> dict[str, str]:
+        """`folded` as weights of the model `head`."""
+        ours, theirs = ("", "") if head == "Model" else ("linformer.", f"{self.prefix}.")
+        return {f"{theirs}{key}.weight": f"{ours}{value}.weight" for key, value in self.folded.items()}
 
 
 _SAME = (
@@ -103,8 +117,34 @@ BERT = Family(
     dropped={
         r"cls\.predictions\.bias": "a second name of the decoder's bias, or used by nothing",
         r"cls\.seq_relationship\..*": "next-sentence prediction; no Linformer has that head",
-        r"(bert\.)?pooler\..*": "the pooler is not read by this head",
+        r"(\w+\.)?pooler\..*": "the pooler is not read by this head",
     },
+)
+ERNIE = replace(  # with use_task_id, each token has a task type besides, 0 unless the caller says another
+    BERT,
+    prefix="ernie",
+    folded={"embeddings.task_type_embeddings": "embeddings.position_embeddings"},
+)
+BIG_BIRD = replace(
+    BERT,
+    pooler={"pooler": "pooler.dense"},
+    heads={
+        **{head: BERT.heads[head] for head in ("Model", "ForMaskedLM", "ForTokenClassification", "ForMultipleChoice")},
+        # A dense layer and hidden_act on the first token, and a classifier; answers have a layer of their own.
+        "ForSequenceClassification": {
+            "classifier.dense": "linformer.pooler.dense",
+            "classifier.out_proj": "classifier",
+        },
+    },
+    head_config={"ForSequenceClassification": {"pooler_act": "hidden_act"}},
+    needs={
+        "encoder": {
+            "use_bias": (True, "a Linformer's queries, keys and values have biases"),
+            "rescale_embeddings": (False, "a Linformer adds word embeddings as they are"),
+        }
+    },
+    # Its sparse attention stands in for full attention, which transformers itself takes for up to 704 tokens.
+    read_with={"attention_type": "original_full"},
 )
 ROBERTA = Family(
     prefix="roberta",
@@ -130,9 +170,11 @@ ROBERTA = Family(
     needs={"ForMaskedLM": _GELU_HEAD},
     dropped={
         r"lm_head\.bias": "a second name of the decoder's bias, or used by nothing",
-        r"(roberta\.)?pooler\..*": "the pooler is not read by this head",
+        r"(\w+\.)?pooler\..*": "the pooler is not read by this head",
     },
+    padding_first=True,
 )
+DATA2VEC = replace(ROBERTA, prefix="data2vec_text")
 DISTILBERT = Family(
     prefix="distilbert",
     config={
@@ -183,7 +225,7 @@ DISTILBERT = Family(
     head_config={"ForTokenClassification": {"classifier_dropout": "dropout"}},
 )
 _SUMMARY = "a Linformer's head reads a dense layer over the first token"
-ELECTRA = Family(  # without a pooler; huggingface.py refuses those whose embeddings are narrower than the encoder
+ELECTRA = Family(  # without a pooler; unsupported.py refuses those whose embeddings are narrower than the encoder
     prefix="electra",
     config=_BERT_CONFIG,
     encoder=_BERT,
@@ -220,8 +262,11 @@ FAMILIES = {
     "roberta": (ROBERTA, "Roberta"),
     "xlm-roberta": (ROBERTA, "XLMRoberta"),
     "camembert": (ROBERTA, "Camembert"),
+    "data2vec-text": (DATA2VEC, "Data2VecText"),
     "distilbert": (DISTILBERT, "DistilBert"),
     "electra": (ELECTRA, "Electra"),
+    "ernie": (ERNIE, "Ernie"),
+    "big_bird": (BIG_BIRD, "BigBird"),
 }
 FAIRSEQ_HEAD = "classification_heads.sentence_classification_head"  # the name that fairseq gives it unless told another
 # The official Linformer. `compress_k` and `compress_v` are E and F: fairseq.py stacks them.

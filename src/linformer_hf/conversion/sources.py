@@ -84,10 +84,14 @@ def explained(name: str) -> Iterator[None]:
 def rename_all(name: str, state: dict[str, torch.Tensor], family: Family, head: str) -> dict[str, torch.Tensor]:
     with_pooler = any("pooler." in key for key in state) and bool(family.pooler)
     renamed, leftover = rename(state, family.table(head, with_pooler))
-    leftover = [key for key in leftover if not dropped(key, family) and not key.endswith("position_ids")]
+    added = {theirs: ours for theirs, ours in family.added(head).items() if theirs in state}
+    leftover = [key for key in leftover if not (dropped(key, family) or key in added or key.endswith("position_ids"))]
     if leftover:
         raise ConversionError(f"{name}: {names_listed('weights have no place', leftover)}")
-    return {ours: state[theirs].detach() for theirs, ours in renamed.items()}
+    weights = {ours: state[theirs].detach() for theirs, ours in renamed.items()}
+    for theirs, ours in added.items():
+        weights[ours] = weights[ours] + state[theirs][0]
+    return weights
 
 
 def names_listed(title: str, names: Any) -> str:

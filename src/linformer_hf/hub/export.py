@@ -6,6 +6,7 @@ model's own. Padding is exact in it as it is in the model, on either side. A fil
 is not left behind.
 """
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -77,9 +78,7 @@ def export(options: Export) -> Path:
         raise ExportError(f"format {options.format!r} is not known; there is: {', '.join(FORMATS)}.")
     if opset is not None and opset < LOWEST_OPSET:
         raise ExportError(f"opset {opset} is too low: the exporter writes {LOWEST_OPSET} or later.")
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ExportError(f"{', '.join(missing)} not installed: pip install 'linformer_hf[onnx]'.")
+    _check_packages()
     target = Path(options.output or Path(folder, "onnx" if Path(folder, MODULES_FILE).exists() else "", "model.onnx"))
     if target.is_dir():
         raise ExportError(f"{target} is a folder; name a file, such as {target / 'model.onnx'}.")
@@ -101,6 +100,18 @@ def export(options: Export) -> Path:
     logger.info("largest difference between onnxruntime and PyTorch: %.1e (allowed: %.0e)", difference, TOLERANCE)
     logger.info("%s is in %s (%.1f MB)", type(model).__name__, target, target.stat().st_size / 1e6)
     return target
+
+
+def _check_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"{', '.join(missing)} not installed: pip install 'linformer_hf[onnx]'.")
+    try:  # its library may be of another machine; better known before the graph is made than after
+        importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise ExportError(
+            f"onnxruntime is installed and cannot be imported ({error}): pip install --force-reinstall onnxruntime."
+        ) from error
 
 
 def load(folder: str | os.PathLike) -> LinformerPreTrainedModel:
