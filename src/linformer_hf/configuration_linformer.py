@@ -26,7 +26,7 @@ What differs from `BertConfig`:
 import os
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import transformers
 
@@ -143,9 +143,10 @@ class LinformerConfig(PreTrainedConfig):
     """
 
     model_type = "linformer"
-    # Two thirds of a layer's weights. Attention stays whole on every process: gates, and E and F per head, would have to be
-    # cut by heads too. No pipeline plan: layers take the places of real tokens, and may share E and F across stages.
-    base_model_tp_plan = {
+    # Two thirds of a layer's weights. Attention stays whole on every process: gates, and E and F per head, would have
+    # to be cut by heads too. No pipeline plan: a layer takes the places of real tokens, and may share E and F with
+    # layers of other stages.
+    base_model_tp_plan: ClassVar[dict[str, str]] = {
         "encoder.layer.*.intermediate.dense": "colwise",
         "encoder.layer.*.output.dense": "rowwise",
     }

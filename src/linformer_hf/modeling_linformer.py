@@ -92,6 +92,10 @@ from .tokens_linformer import (
 )
 
 
+if not hasattr(nn.Module, "register_load_state_dict_pre_hook"):
+    raise ImportError(
+        f"A Linformer needs torch 2.6 or later, and this is torch {torch.__version__}: pip install 'torch>=2.6'."
+    )
 try:
     from transformers.utils.generic import merge_with_config_defaults
     from transformers.utils.output_capturing import capture_outputs
@@ -806,6 +810,8 @@ class LinformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "linformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LinformerEmbeddings", "LinformerLayer"]
+    # No flex attention: it gains by skipping blocks of an N x N mask. Keys are K slots here, of which only those that a
+    # short row leaves empty are masked: nothing to skip, and a kernel to compile.
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
