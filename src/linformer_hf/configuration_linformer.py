@@ -24,11 +24,22 @@ What differs from `BertConfig`:
 """
 
 import os
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+import transformers
+
+
+try:
+    from huggingface_hub.dataclasses import strict
+    from transformers import PreTrainedConfig
+except ImportError as error:
+    raise ImportError(
+        f"A Linformer needs transformers 5.0 or later, and this is transformers {transformers.__version__}: "
+        "pip install 'transformers>=5'."
+    ) from error
+
 from transformers.activations import ACT2FN
 
 
@@ -53,7 +64,15 @@ NO_CAUSAL = (
 )
 
 
-@strict
+def checked(config_class: Any) -> Any:
+    """`strict`; in transformers 5.0 to 5.3, where no configuration is a dataclass yet, after making it one."""
+    if is_dataclass(PreTrainedConfig):
+        return strict(config_class)
+    config_class.validate_rope = None  # `strict` would call it, without the arguments that it has there
+    return strict(accept_kwargs=True)(dataclass(repr=False, eq=False)(config_class))
+
+
+@checked
 class LinformerConfig(PreTrainedConfig):
     r"""Configuration of a Linformer encoder (Wang et al. 2020, arXiv 2006.04768).
 
@@ -124,6 +143,13 @@ class LinformerConfig(PreTrainedConfig):
     """
 
     model_type = "linformer"
+    # Two thirds of a layer's weights. Attention stays whole on every process: gates, and E and F per head, would have
+    # to be cut by heads too. No pipeline plan: a layer takes the places of real tokens, and may share E and F with
+    # layers of other stages.
+    base_model_tp_plan: ClassVar[dict[str, str]] = {
+        "encoder.layer.*.intermediate.dense": "colwise",
+        "encoder.layer.*.output.dense": "rowwise",
+    }
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -161,7 +187,7 @@ class LinformerConfig(PreTrainedConfig):
         if self.projection_type in LEARNED_TYPES:
             self.projection_sharing = self.projection_sharing or "layerwise"
             self.projection_init = self.projection_init or "normal"
-        super().__post_init__(**kwargs)
+        (super().__post_init__ if is_dataclass(PreTrainedConfig) else super().__init__)(**kwargs)
         self.validate_architecture()  # here it raises its ValueError; `@strict` would wrap it in a class of its own
 
     def __init_subclass__(cls, **kwargs):

@@ -68,9 +68,8 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import is_tracing
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_linformer import AUTO_MAP, LinformerConfig
 from .projection_linformer import LinformerProjection, slot_edges
@@ -91,6 +90,20 @@ from .tokens_linformer import (
     refuse_flat,
     shut,
 )
+
+
+if not hasattr(nn.Module, "register_load_state_dict_pre_hook"):
+    raise ImportError(
+        f"A Linformer needs torch 2.6 or later, and this is torch {torch.__version__}: pip install 'torch>=2.6'."
+    )
+try:
+    from transformers.utils.generic import merge_with_config_defaults
+    from transformers.utils.output_capturing import capture_outputs
+except ImportError:  # transformers 5.0 and 5.1: one decorator does both
+    from transformers.utils.generic import check_model_inputs as capture_outputs
+
+    def merge_with_config_defaults(forward: Callable) -> Callable:
+        return forward
 
 
 # Tokens of a block: enough for a matrix product to run at full speed, few enough to stay in the cache.
@@ -223,6 +236,15 @@ def eager_attention_forward(
         weights = nn.functional.softmax(scores, dim=-1, dtype=exact(scores.dtype)).to(query.dtype)
     weights = drop(weights, dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def attention_function(implementation: str | None) -> Callable:
+    """What `attn_implementation` names."""
+    if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):
+        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    # transformers 5.0. It lets a model change its attention if it finds this in the model's file:
+    # ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+    return ALL_ATTENTION_FUNCTIONS.get(implementation, eager_attention_forward)
 
 
 class LinformerEmbeddings(nn.Module):
@@ -375,7 +397,7 @@ class LinformerSelfAttention(nn.Module):
                 f"{self.projection_type!r} needs for this input (empty slots, or slots that weigh what their tokens "
                 "would together). Load the model with attn_implementation='sdpa'."
             )
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attention = attention_function(implementation)
         dropout = self.attention_dropout if self.training else 0.0
         written_out = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
         plain = attention is sdpa_attention_forward and query.device.type == "cpu" and not is_tracing(query)
@@ -788,9 +810,12 @@ class LinformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "linformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LinformerEmbeddings", "LinformerLayer"]
+    # No flex attention: it gains by skipping blocks of an N x N mask. Keys are K slots here, of which only those that a
+    # short row leaves empty are masked: nothing to skip, and a kernel to compile.
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": LinformerLayer, "attentions": LinformerSelfAttention}
     # A masked-LM checkpoint in another head: its LM head is left out on purpose.
     _keys_to_ignore_on_load_unexpected = [r"^cls\.predictions\."]
@@ -940,7 +965,7 @@ class LinformerModel(LinformerPreTrainedModel):
             asked = kwargs.get(name, getattr(self.config, name, None))
             if asked is not None and asked is not False:
                 return True
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attention = attention_function(self.config._attn_implementation)
         return attention not in (eager_attention_forward, sdpa_attention_forward)
 
     def _as_made(self, *parts: nn.Module) -> bool:

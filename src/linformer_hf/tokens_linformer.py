@@ -69,9 +69,13 @@ def readable(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and concrete(tensor)
 
 
+# torch 2.6 cannot tell them apart: there, what is compiled holds for every length too.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
 def in_general_form() -> bool:
     """Whether what runs is recorded for other lengths than this input's, so that no branch may depend on its length."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return is_exporting() or torch.jit.is_tracing()
 
 
 def holds(condition: Any) -> bool:

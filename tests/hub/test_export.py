@@ -4,7 +4,8 @@ import pytest
 import torch
 from reference import BANDS, TYPES, name_of, tiny_batch, tiny_config, tiny_model
 from torch._dynamo.testing import CompileCounter
-from transformers import BertConfig, BertModel
+from torch._dynamo.utils import counters
+from transformers import BertConfig, BertModel, Trainer, TrainingArguments
 
 from linformer_hf import LinformerForMaskedLM, LinformerForSequenceClassification
 
@@ -71,10 +72,9 @@ def test_export_without_a_mask_equals_eager(projection):
 
 @pytest.mark.parametrize(
     ("projection", "masked"),
-    # `fixed` computes what `linear` does; the last two bands are more than the first. Without a mask only the slots'
-    # bias differs, and only where there is one.
+    # `fixed` computes what `linear` does; the last two bands are more than the first.
     [(projection, True) for projection in PROJECTIONS if projection not in (TYPES[1], TYPES[-1])]
-    + [(projection, False) for projection in (TYPES[2], OPTIONS[1], OPTIONS[-1])],
+    + [(projection, False) for projection in (TYPES[0], *TYPES[2:-1], OPTIONS[1], OPTIONS[-1])],
     ids=lambda value: name_of(value) if isinstance(value, dict) else f"mask={value}",
 )
 def test_one_graph_equals_eager_in_outputs_and_gradients(projection, masked):
@@ -84,6 +84,7 @@ def test_one_graph_equals_eager_in_outputs_and_gradients(projection, masked):
     """
     model = tiny_model(LinformerForMaskedLM, num_hidden_layers=1, **projection)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert model._can_compile_fullgraph
     for number, (ids, mask) in enumerate(batches()):
         if ids.shape[1] == 20 and projection != TYPES[0]:
             continue  # length N is one more graph, and differs only in the columns of E
@@ -137,3 +138,31 @@ def graphs_of_bert() -> int:
 def test_calls_with_and_without_a_mask_compile_no_more_graphs_than_bert(kind, graphs_of_bert):
     """torch gives up at 8."""
     assert graphs(tiny_model(num_hidden_layers=1, **kind)) <= graphs_of_bert <= 6
+
+
+@pytest.mark.parametrize("kind", [TYPES[0], TYPES[-1]], ids=name_of)
+def test_trainer_compiles_a_bounded_number_of_graphs(kind, tmp_path):
+    """Batches of many lengths, with padding and without: 3 and 2 graphs were counted (BERT: 3), none of them broken."""
+    silent = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "use_cpu": True}
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    size = {"per_device_train_batch_size": 2, "num_train_epochs": 1}
+    arguments = TrainingArguments(output_dir=str(tmp_path), **silent, **compiled, **size)
+    ids, _, mask = tiny_batch(20)
+    # Of a batch: its length, and that of its second row.
+    lengths = [(20, 1), (7, 7), (3, 2), (15, 15), (18, 9), (5, 5), (2, 2), (11, 4)]
+    batches = [
+        {"input_ids": ids[:2, :n].clone(), "attention_mask": mask.new_ones(2, n), "labels": ids[:2, 0] % 2}
+        for n, _ in lengths
+    ]
+    for (_, real), batch in zip(lengths, batches, strict=True):
+        batch["attention_mask"][1, real:] = 0
+    rows = [(number, row) for number in range(len(batches)) for row in range(2)]
+    counters.clear()
+    Trainer(
+        model=tiny_model(LinformerForSequenceClassification, num_hidden_layers=1, **kind),
+        args=arguments,
+        train_dataset=rows,
+        data_collator=lambda drawn: batches[drawn[0][0]],
+    ).train()
+    assert 1 <= counters["stats"]["unique_graphs"] <= 4
+    assert not counters["graph_break"]

@@ -1,8 +1,12 @@
 """LinformerConfig: the paper's defaults, a JSON round trip, and one clear error for whatever cannot work."""
 
 import json
+import runpy
+import sys
 import tracemalloc
 import typing
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 from reference import BANDS, SHAPES, TYPES, tiny_config
 from transformers import AutoConfig
 
-from linformer_hf import LinformerConfig, LinformerModel
+from linformer_hf import LinformerConfig, LinformerModel, configuration_linformer
 
 
 POOLED = ("mean_pool", "max_pool", "gated_pool")
@@ -368,3 +372,9 @@ def test_a_configuration_costs_the_same_for_any_number_of_layers():
         assert tracemalloc.get_traced_memory()[1] < 2**18
     finally:
         tracemalloc.stop()
+
+
+def test_a_transformers_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="4.57.6"))
+    with pytest.raises(ImportError, match=r"needs transformers 5.0 or later, and this is transformers 4.57.6: pip"):
+        runpy.run_path(str(Path(configuration_linformer.__file__)))

@@ -190,15 +190,18 @@ def test_nothing_unpickles(module):
             assert node.arg != "allow_pickle" or ast.unparse(node.value) == "False", f"line {node.lineno}"
 
 
-def requirements() -> list[Requirement]:
-    cfg = setup_cfg()
-    texts = [cfg["options"]["install_requires"], *cfg["options.extras_require"].values()]
-    lines = [line.strip() for text in texts for line in text.splitlines()]
+def required(text: str) -> list[Requirement]:
+    lines = [line.strip() for line in text.splitlines()]
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
-def pins() -> dict[str, Version]:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def requirements() -> list[Requirement]:
+    cfg = setup_cfg()
+    return required("\n".join([cfg["options"]["install_requires"], *cfg["options.extras_require"].values()]))
+
+
+def pins(name: str = "constraints.txt") -> dict[str, Version]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(name): Version(version) for name, version in pairs}
 
@@ -220,6 +223,12 @@ def test_requirement_admits_the_tested_version(requirement):
 
 def test_every_constraint_belongs_to_a_requirement():
     assert set(pins()) <= {canonicalize_name(requirement.name) for requirement in requirements()}
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    bounds = required(setup_cfg()["options"]["install_requires"])
+    least = {canonicalize_name(each.name): Version(str(each.specifier).removeprefix(">=")) for each in bounds}
+    assert pins("constraints-oldest.txt") == least
 
 
 def third_party(paths) -> set[str]:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference import TYPES, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from forks import ended, fork, pair
 from helpers import HALF, MODEL, SCRIPTS, TORCHRUN, TRAINING, results_of, script, tiny_data, tree, write_recipe
-from linformer_hf import cli
+from linformer_hf import LinformerForMaskedLM, cli
 from linformer_hf.data.corpus import prepare
 from linformer_hf.training.checkpoints import last_whole_checkpoint
 from linformer_hf.training.pretrain import read_recipe
@@ -243,3 +244,40 @@ def test_two_processes_fine_tune_as_one(finetuning, place):
     before = tree(place / "tuned-2")
     assert AutoModelForSequenceClassification.from_pretrained(place / "tuned-2").config.num_labels == 2
     assert tree(place / "tuned-2") == before
+
+
+TENSOR_PARALLEL = """
+import sys
+
+import torch
+from transformers.distributed import DistributedConfig
+
+from linformer_hf import LinformerForMaskedLM
+from reference import TYPES, tiny_batch
+
+torch.distributed.init_process_group("gloo")
+for place, kind in zip(sys.argv[1:], TYPES, strict=True):
+    whole = LinformerForMaskedLM.from_pretrained(place).eval()
+    half = LinformerForMaskedLM.from_pretrained(place, distributed_config=DistributedConfig(tp_plan="auto", tp_size=2))
+    layer, size = half.eval().linformer.encoder.layer[1], whole.config.intermediate_size
+    cut = [layer.intermediate.dense.weight.to_local().shape[0], layer.output.dense.weight.to_local().shape[1]]
+    assert cut == [size / 2] * 2
+    ids, _, mask = tiny_batch()
+    results = [model(ids, attention_mask=mask, labels=ids) for model in (half, whole)]
+    torch.testing.assert_close(results[0].logits, results[1].logits, atol=2e-5, rtol=2e-5, msg=str(kind))
+    for result in results:
+        result.loss.backward()
+    gradients = [model.linformer.embeddings.word_embeddings.weight.grad for model in (half, whole)]
+    torch.testing.assert_close(*gradients, atol=2e-6, rtol=1e-4, msg=str(kind))
+"""
+
+
+def test_two_processes_cut_the_feed_forward_weights(tmp_path):
+    """`base_model_tp_plan`: each holds half of them; outputs and gradients are those of the whole model."""
+    program = tmp_path / "program.py"
+    program.write_text(TENSOR_PARALLEL, encoding="utf-8")
+    places = [tmp_path / str(number) for number in range(len(TYPES))]
+    for place, kind in zip(places, TYPES, strict=True):
+        tiny_model(LinformerForMaskedLM, **kind).save_pretrained(place)
+    codes = pair(program, *places, log=tmp_path / "log")
+    assert codes == [0, 0], (tmp_path / "log.0.log").read_text(encoding="utf-8")[-3000:]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer import safe_globals
 
 from ..utils import checksums
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from ..configuration_linformer import LinformerConfig
+from ..configuration_linformer import LinformerConfig, checked
 from ..data.corpus import PreparedCorpus, prepare
 from ..data.documents import PretrainingData
 from ..data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
@@ -75,7 +74,7 @@ def masked_accuracy(prediction: Any) -> dict[str, float]:
     return {"masked_accuracy": float(np.mean(hits)) if hits.size else float("nan"), "masked_tokens": int(hits.size)}
 
 
-@strict
+@checked
 class ModelSection(LinformerConfig):
     """LinformerConfig, or a checkpoint to go on from; further keys then change its configuration.
 

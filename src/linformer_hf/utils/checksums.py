@@ -20,8 +20,11 @@ NEVER_READ = "training_args.bin"
 
 
 def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write(folder: Path, files: Iterable[Path] | None = None) -> None:
