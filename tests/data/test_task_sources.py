@@ -64,7 +64,7 @@ def test_rows_are_drawn_from_the_whole_file_and_counted(rows):
 
 
 def test_a_regression_keeps_its_numbers_and_has_no_classes(rows):
-    task = load_task(files(rows([0.5, "2", -1, 1e-3] * 10), regression=True))
+    task = load_task(files(rows([0.5, "2", -1, 1e-3] * 10), kind="regression"))
     assert (task.label_names, task.metrics, task.baselines) == (None, ("mse", "pearson"), {})
     for row in task.train:
         assert row["label"] == pytest.approx([0.5, 2, -1, 1e-3][int(row["text"].split()[1]) % 4])
@@ -72,14 +72,14 @@ def test_a_regression_keeps_its_numbers_and_has_no_classes(rows):
 
 @pytest.mark.parametrize("value", ["much", "inf", [1], 10**400])
 def test_what_is_no_number_of_a_regression_is_named(rows, value):
-    with pytest.raises(ValueError, match=r"row 2, column 'label': regression: true, but .{1,40} is no number\."):
-        load_task(files(rows([0.5, value, 1.0]), regression=True))
+    with pytest.raises(ValueError, match=r"row 2, column 'label': kind: regression, but .{1,40} is no number\."):
+        load_task(files(rows([0.5, value, 1.0]), kind="regression"))
 
 
 def test_a_decimal_number_is_no_class(rows):
-    with pytest.raises(ValueError, match=r"row 3, column 'label': 1\.5 is a decimal number; set data\.regression=true"):
+    with pytest.raises(ValueError, match=r"row 3, column 'label': 1\.5 is a decimal number; set data\.kind=regression"):
         load_task(files(rows([1, 2, 1.5])))
-    with pytest.raises(ValueError, match=r"label_column='label' holds decimal numbers; set data\.regression=true"):
+    with pytest.raises(ValueError, match=r"label_column='label' holds decimal numbers; set data\.kind=regression"):
         load_task(files(rows(["1", "2.5"] * 9)))
 
 

@@ -28,7 +28,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 
 def task_of(*names: str) -> LoadedTask:
     rows = Dataset.from_dict({"text": list(names) * 2, "label": list(range(len(names))) * 2})
-    return LoadedTask("t", rows, rows, rows, list(names) or None, ())
+    return LoadedTask("t", rows, rows, rows, list(names) or None, (), kind="classification" if names else "regression")
 
 
 @pytest.fixture(scope="module")
