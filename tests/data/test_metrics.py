@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from linformer_hf.data import metrics
 
@@ -72,3 +73,50 @@ def test_f1_asks_the_task_how_many_classes_there_are_and_not_the_rows():
     assert found == {"f1": pytest.approx((2 / 3 + 2 / 3) / 2)}
     none = SimpleNamespace(predictions=logits[:, :2], label_ids=np.array([0, 0, 0]))
     assert metrics.build_compute_metrics("classification", ["f1"], "ab")(none) == {"f1": 0.0}
+
+
+def test_cola_and_sts_b_have_their_own_metrics():
+    matthews = metrics.METRICS["classification"]["matthews"]
+    assert matthews([1, 1, 1, 0], [1, 0, 1, 1]) == pytest.approx((2 * 0 - 1 * 1) / (3 * 3 * 1 * 1) ** 0.5)
+    assert computed("regression", "spearman", [1.0, 2.0, 9.0], [1.0, 4.0, 5.0]) == pytest.approx(1)
+    assert computed("regression", "spearman", [1.0, 1.0], [1.0, 4.0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "exact", "f1"),
+    [
+        ("The  Keeper!", ["keeper"], 1, 1),  # SQuAD's own evaluation passes over articles, case and punctuation
+        ("old keeper", ["keeper", "an old stone"], 0, 2 / 3),
+        ("keeper keeper", ["keeper"], 0, 2 / 3),
+        ("window", ["keeper"], 0, 0),
+        ("", [], 1, 1),
+        ("window", [], 0, 0),
+    ],
+)
+def test_an_answer_is_compared_with_the_nearest_reference(answer, references, exact, f1):
+    assert computed("question-answering", "exact_match", [answer], [references]) == exact
+    assert computed("question-answering", "f1", [answer], [references]) == pytest.approx(f1)
+
+
+def best(context: str, starts: list, ends: list, none: bool = False) -> str:
+    """Of one question about `context`, whose tokens are its characters behind two others."""
+    spans = [[-1, -1]] * 2 + [[i, i + 1] for i in range(len(context))]
+    labels = [{"text": [] if none else ["a"], "answer_start": [] if none else [0]}]
+    rows = Dataset.from_dict({"pair": [context], "label": labels, "spans": [spans]})
+    return next(metrics.best_answers(rows, np.array([[*starts, 9.0]]), np.array([[*ends, 9.0]])))  # and padding
+
+
+def test_the_best_span_ends_behind_its_beginning_and_lies_in_the_context():
+    assert best("abcd", [9, 9, 0, 0, 5, 0], [9, 9, 0, 6, 0, 4]) == "cd"  # b as an end would stand before c
+    assert best("abcd", [9, 9, 0, 0, 5, 0], [9, 9, 0, 6, 0, 4], none=True) == ""
+    assert best("abcd", [1, 9, 0, 0, 5, 0], [1, 9, 0, 6, 0, 4], none=True) == "cd"
+
+
+def test_an_answer_has_at_most_so_many_tokens():
+    n = metrics.LONGEST_ANSWER
+    context = "x" * (n + 3)
+    starts, ends = ([0.0] * (n + 5) for _ in range(2))
+    starts[2], ends[1 + n] = 5.0, 3.0
+    assert best(context, starts, ends) == "x" * n
+    ends[1 + n], ends[2 + n] = 0.0, 3.0  # one more would be too many
+    assert best(context, starts, ends) == "x"

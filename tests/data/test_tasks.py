@@ -441,6 +441,75 @@ def test_pairs_are_tokenized_together(write, tokenizers):
     assert row["token_type_ids"] == [int(i > separator) for i in range(len(row["input_ids"]))]
 
 
+def encoded(
+    kind: str, rows: list[dict], tokenizer, max_length: int | None = None, names=()
+) -> tuple[LoadedTask, Dataset]:
+    table = Dataset.from_list(rows)
+    task = LoadedTask("t", table, table, table, list(names) or None, (), kind=kind)
+    return task, tokenize_task(task, tokenizer, max_length)["train"]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
+def test_the_first_piece_of_a_word_has_its_tag(tokenizers, kind):
+    tokenizer, words = tokenizers[kind], ["the", "unreadable", "riverstone", "42"]
+    _, rows = encoded("token-classification", [{"text": words, "label": [0, 1, 2, 3]}], tokenizer, names="abcd")
+    row = rows[0]
+    assert row["input_ids"] == tokenizer(" ".join(words))["input_ids"]  # as a pipeline reads them
+    pieces = [
+        len(tokenizer(word if i == 0 else f" {word}", add_special_tokens=False)["input_ids"])
+        for i, word in enumerate(words)
+    ]
+    assert max(pieces) > 1
+    assert row["labels"] == [-100, *(label for i, n in enumerate(pieces) for label in (i, *[-100] * (n - 1))), -100]
+
+
+def test_words_beyond_the_cut_have_no_label_and_are_counted(tokenizers):
+    given = [{"text": ["river"] * 10, "label": [1] * 10}]
+    task, rows = encoded("token-classification", given, tokenizers["wordpiece"], 6, "ab")
+    assert rows[0]["labels"] == [-100, 1, 1, 1, 1, -100]
+    assert (task.counts["train_truncated_rows"], task.counts["train_truncated_tokens"]) == (1, 6)
+
+
+def test_labels_are_ones_and_zeros(tokenizers):
+    given = [{"text": "river", "label": [2, 0]}, {"text": "stone", "label": []}]
+    _, rows = encoded("multi-label", given, tokenizers["wordpiece"], names="abc")
+    assert list(rows["label"]) == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
+def test_a_long_context_is_one_row_and_its_answer_is_mapped_there_and_back(tokenizers, kind):
+    context = "the river stood under the mountain " * 30 + "and Zoë walked quietly with a Straße"
+    answer = {"text": ["walked quietly"], "answer_start": [context.index("walked")]}
+    given = [{"text": "the keeper", "pair": context, "label": answer}, {"text": "a", "pair": context, "label": NONE}]
+    _, rows = encoded("question-answering", given, tokenizers[kind])
+    assert len(rows) == 2
+    row = rows[0]
+    first, last = row["start_positions"], row["end_positions"]
+    assert context[row["spans"][first][0] : row["spans"][last][1]].strip() == "walked quietly"
+    assert row["spans"][0] == [-1, -1]
+    assert (rows[1]["start_positions"], rows[1]["end_positions"]) == (0, 0)
+    task, rows = encoded("question-answering", given, tokenizers[kind], 40)
+    assert rows[0]["start_positions"] == rows[0]["end_positions"] > 40  # cut off: no place of the row
+    assert len(rows[0]["input_ids"]) == len(rows[0]["spans"]) == 40
+    assert task.counts["train_truncated_rows"] == 2
+
+
+def test_choices_stand_behind_their_text_and_rows_are_filled_up(tokenizers):
+    tokenizer = tokenizers["wordpiece"]
+    given = [
+        {"text": "the river", "pair": ["stone", "window", "a letter"], "label": 2},
+        {"text": "the keeper", "pair": ["stone", "garden"], "label": 0},
+    ]
+    _, rows = encoded("multiple-choice", given, tokenizer)
+    assert [len(row["input_ids"]) for row in rows] == [3, 3]
+    assert tokenizer.decode(rows[0]["input_ids"][2]) == "[CLS] the river [SEP] a letter [SEP]"
+    assert rows[1]["input_ids"][2] == rows[1]["attention_mask"][2] == []
+    assert list(rows["label"]) == [2, 0]
+
+
+NONE = {"text": [], "answer_start": []}
+
+
 SENTENCES = ("sentence1", "sentence2", "label", "idx")
 REAL_COLUMNS = {
     "imdb": ("text", "label"),
@@ -579,6 +648,16 @@ def test_a_task_takes_the_order_of_the_same_classes(ours, theirs, order):
     for split in SPLITS:
         assert list(getattr(task, split)["label"]) == [i if order is None else order[i] for i in numbers]
         assert list(getattr(task, split)["text"]) == [ours[i] for i in numbers]
+
+
+def test_lists_of_classes_take_another_order_too():
+    rows = Dataset.from_dict({"text": ["x", "y"], "label": [[0, 1, 1], [2]]})
+    task = LoadedTask(
+        "t", rows, rows, rows, ["O", "B", "I"], (), kind="token-classification", more_tests={"more": rows}
+    )
+    assert task.take_order(["I", "b", "o"])
+    assert all(list(split["label"]) == [[2, 1, 1], [0]] for split in task.splits.values())
+    assert list(task.splits) == ["train", "validation", "test", "test_more"]
 
 
 @pytest.mark.parametrize("name", HUB_TASKS)

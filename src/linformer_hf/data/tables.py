@@ -125,7 +125,12 @@ def as_text(value: Any, title: str, row: int, column: str) -> str | None:
 def as_list(separator: str | None, value: Any, title: str, row: int, column: str) -> list[str] | None:
     """A list of texts, or a text that holds one."""
     if isinstance(value, list | tuple):
-        return [as_class(item, title, row, column) or "" for item in value]
+        items = [as_class(item, title, row, column) for item in value]
+        if None in items:
+            raise TableError(
+                f"{title}, row {row}, column {column!r}: item {items.index(None) + 1} of its list is empty."
+            )
+        return [item for item in items if item is not None]
     if is_empty(value):
         return None
     if separator is None or not isinstance(value, str):

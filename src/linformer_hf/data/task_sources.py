@@ -286,7 +286,7 @@ def _placed(text: str, start: int | None, context: str, place: str) -> tuple[str
     found = context.count(text) if text.strip() else 0
     if start is None and found == 1:
         start = context.index(text)
-    if start is None or not found or context[start : start + len(text)] != text:
+    if start is None or not found or start < 0 or context[start : start + len(text)] != text:
         where = f"at character {start} of" if start is not None else "exactly once in"
         raise TableError(
             f"{place}: the answer {text[:40]!r} does not stand {where} its context ({found} times in all). Correct the "

@@ -88,7 +88,7 @@ def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel,
     before = AutoConfig.from_pretrained(model.checkpoint, **source)
     names = [str(before.id2label[i]) for i in sorted(before.id2label)]
     kind = KINDS[task.kind]
-    head: dict[str, Any] = {**kind.fields, "metric": task.metrics[0] if task.metrics else None}
+    head: dict[str, Any] = dict(kind.fields)
     if task.label_names is None:
         one = task.kind == "regression" and len(names) == 1
         same = one or any(name.endswith(f"For{kind.head}") for name in before.architectures or ())
@@ -97,6 +97,7 @@ def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel,
         head["id2label"] = dict(enumerate(task.label_names))
         head["label2id"] = {name: i for i, name in enumerate(task.label_names)}
     config = AutoConfig.from_pretrained(model.checkpoint, **source, **head, **model.overrides())
+    config.metric = next(iter(task.metrics), None)  # what judges it; transformers has no field for that
     attention = model.attn_implementation
     auto_class = getattr(transformers, f"AutoModelFor{kind.head}")
     if model.random_weights:
@@ -111,7 +112,7 @@ def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel,
         output_loading_info=True,
         **source,
     )
-    ours = task.label_names or ["a number"]
+    ours = task.label_names or ["a number" if task.kind == "regression" else task.kind]
     settle_classifier(loaded, info, names, ours, same and not model.new_classifier, model)
     return loaded, tokenizer
 
@@ -165,27 +166,13 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         ValueError, FileNotFoundError, ConnectionError: the task or the checkpoint cannot be read; the message says why.
     """
     recipe = read_recipe(recipe_path, overrides)
-    model_section: FinetuneModel = recipe.build("model")
     data: TaskData = recipe.build("data")
     arguments: TrainingArguments = recipe.build("training")
     run = open_run("finetune", arguments.output_dir, recipe.raw, resume)
 
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing the task"):
-        task = load_task(data)
-        _check(task, arguments)
-        with loading(model_section.checkpoint):
-            model, tokenizer = load_model(model_section, task)
-        limit = getattr(model.config, "max_position_embeddings", None)
-        if limit is not None and data.max_length is not None and data.max_length > limit:
-            raise ValueError(
-                f"data.max_length={data.max_length} is longer than the checkpoint reads "
-                f"(max_position_embeddings={limit}). Lower it, or resize the checkpoint's positions first."
-            )
-        max_length = data.max_length or min(filter(None, (task.max_length, limit)), default=None)
-        splits = tokenize_task(task, tokenizer, max_length)
-    if told := truncation(task.counts):
-        logger.warning("%s", told)
+        task, model, tokenizer, splits = prepare(data, recipe.build("model"), arguments)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -195,14 +182,7 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         processing_class=tokenizer,
     )
 
-    def judge(split: str) -> Dataset:
-        """The rows of a split, with which answers are compared from now on."""
-        asked = task.kind == "question-answering"
-        rows = concatenate_datasets([task.splits[split], splits[split]], axis=1) if asked else None
-        names = task.label_names or ()
-        trainer.compute_metrics = build_compute_metrics(task.kind, task.metrics, names, task.positive, rows)
-        return splits[split]
-
+    judge = partial(_judged_by, trainer, task, splits)
     begin_run(run)
     judge("validation")
     trained = train(trainer, run.folder, run, resume)
@@ -216,6 +196,36 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
             content = report(run, trainer, task, {**trained, **measured})
         run.tell(summary_table(content), "Fine-tuned model, curve")
     return run.folder
+
+
+def prepare(
+    data: TaskData, section: FinetuneModel, arguments: TrainingArguments
+) -> tuple[LoadedTask, PreTrainedModel, PreTrainedTokenizerBase, dict[str, Dataset]]:
+    """The task, the model with its head and its tokenizer, and the splits as it reads them."""
+    task = load_task(data)
+    _check(task, arguments)
+    with loading(section.checkpoint):
+        model, tokenizer = load_model(section, task)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and data.max_length is not None and data.max_length > limit:
+        raise ValueError(
+            f"data.max_length={data.max_length} is longer than the checkpoint reads "
+            f"(max_position_embeddings={limit}). Lower it, or resize the checkpoint's positions first."
+        )
+    max_length = data.max_length or min(filter(None, (task.max_length, limit)), default=None)
+    splits = tokenize_task(task, tokenizer, max_length)
+    if told := truncation(task.counts):
+        logger.warning("%s", told)
+    return task, model, tokenizer, splits
+
+
+def _judged_by(trainer: Trainer, task: LoadedTask, splits: Mapping[str, Dataset], split: str) -> Dataset:
+    """The rows of a split, by which the trainer judges from now on."""
+    asked = task.kind == "question-answering"
+    rows = concatenate_datasets([task.splits[split], splits[split]], axis=1) if asked else None
+    names = task.label_names or ()
+    trainer.compute_metrics = build_compute_metrics(task.kind, task.metrics, names, task.positive, rows)
+    return splits[split]
 
 
 def _check(task: LoadedTask, arguments: TrainingArguments) -> None:
