@@ -140,6 +140,25 @@ def test_labels_outside_the_names_are_named_with_their_row(table):
     assert "row 2: the label 'b' is none of the 2 classes (a, c). Correct or remove the row, or complete" in message
 
 
+@pytest.mark.parametrize("labels", [("bad", "good"), ("Bad", "GOOD"), (0, 1), ("0", "1")])
+def test_listed_names_are_found_by_number_and_in_another_spelling(rows, labels):
+    task = load_task(files(rows(labels * 9), label_names=["bad", "good"]))
+    assert task.label_names == ["bad", "good"]
+    for row in task.train:
+        assert row["label"] == int(row["text"].split()[1]) % 2
+
+
+def test_names_that_are_numbers_are_no_places(rows):
+    task = load_task(files(rows(["1", "0"] * 9), label_names=["1", "0"]))
+    assert all(row["label"] == int(row["text"].split()[1]) % 2 for row in task.train)
+
+
+def test_another_spelling_of_an_unlisted_class_is_another_class(rows):
+    test_file = rows(["a", "B"], "test.jsonl")
+    with pytest.raises(ValueError, match="the test rows hold classes that no training row has: B"):
+        load_task(files(rows(["a", "b"] * 9), test_file=test_file))
+
+
 CONLL = "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\nPeter NNP B-PER\nBlackburn NNP I-PER\n"
 
 

@@ -144,11 +144,10 @@ def _rows_task(data: TaskData) -> LoadedTask:
         if split not in splits:
             cut = split_off_by_class if by_class and not facts else split_off
             splits["train"], splits[split] = cut(splits["train"], fraction, data.seed)
-    title = data.task if data.task != "hub" else " ".join(filter(None, (data.repository, data.configuration)))
     more = {name.removeprefix("test_"): splits.pop(name) for name in [*splits] if name.startswith("test_")}
     metrics = tuple(data.metrics) or _metrics(kind, names)
     return LoadedTask(
-        title,
+        data.title,
         **splits,
         label_names=names,
         metrics=metrics,
@@ -250,17 +249,14 @@ def _fit_tags(cells: dict[str, Any], place: str) -> list[str]:
 def _fit_choice(cells: dict[str, Any], place: str) -> int:
     """The right choice: its text, or its number counted from 0, or its letter."""
     choices, label = cells["pair"], cells["label"]
-    number = choices.index(label) if label in choices else int(label) if label.isdecimal() else ord(label[0]) - ord("A")
-    if (
-        len(choices) < 2
-        or not 0 <= number < len(choices)
-        or not (label in choices or label.isdecimal() or len(label) == 1)
-    ):
+    known = {word: i for i in range(len(choices)) for word in (chr(ord("A") + i), str(i))}
+    known |= {text: i for i, text in enumerate(choices)}
+    if len(choices) < 2 or label not in known:
         raise TableError(
             f"{place}: {label!r} is none of its {len(choices)} choices. Give the right one's text, its number counted "
             "from 0, or its letter from A on."
         )
-    return number
+    return known[label]
 
 
 def _fit_answers(cells: dict[str, Any], place: str) -> dict[str, list[Any]]:
@@ -311,23 +307,30 @@ def _numbered(
     if names is None:
         seen = {name for label in rows["label"] for name in (label if lists else (label,))}
         names = data.label_names or table.classes or _class_names(data, seen)
-    number = {name: i for i, name in enumerate(names)}
-    if data.label_names:  # rows may hold the numbers, or other names of them
-        theirs = [name.casefold() for name in table.classes or ()]
-        ours = [name.casefold() for name in names]
-        others = dict(zip(table.classes or (), range(len(ours)), strict=False)) if {*theirs} != {*ours} else {}
-        plain = {str(i): i for i in range(len(names))} if not all(map(_NUMBER.fullmatch, names)) else {}
-        number = {**plain, **others, **dict(zip(ours, range(len(ours)), strict=True)), **number}
+    number = _number(data.label_names, table.classes) | {name: i for i, name in enumerate(names)}
+
+    def number_of(name: str) -> int | None:
+        return number.get(name, number.get(name.casefold()) if data.label_names else None)
+
     for place, label in enumerate(rows["label"], 1):
-        for name in label if lists else (label,):
-            if name not in number and name.casefold() not in number:
-                if not (data.label_names or table.classes):
-                    raise ValueError(f"the {split} rows hold classes that no training row has: {name}.")
-                raise ValueError(
-                    f"{table.title}, row {place}: the label {name!r} is none of the {len(names)} classes "
-                    f"({', '.join(names[:8])}). Correct or remove the row, or complete label_names."
-                )
-    return names, with_labels(rows, lambda name: number[name if name in number else name.casefold()])
+        unknown = [name for name in (label if lists else (label,)) if number_of(name) is None]
+        if unknown and not (data.label_names or table.classes):
+            raise ValueError(f"the {split} rows hold classes that no training row has: {unknown[0]}.")
+        if unknown:
+            raise ValueError(
+                f"{table.title}, row {place}: the label {unknown[0]!r} is none of the {len(names)} classes "
+                f"({', '.join(names[:8])}). Correct or remove the row, or complete label_names."
+            )
+    return names, with_labels(rows, number_of)
+
+
+def _number(names: list[str], theirs: list[str] | None) -> dict[str, int]:
+    """What else may stand for names that the recipe lists: their numbers, other names of theirs, other spellings."""
+    ours = {name.casefold(): i for i, name in enumerate(names)}
+    others = {name: i for i, name in enumerate(theirs or ()) if i < len(names)}
+    same = {name.casefold() for name in others} == ours.keys()  # perhaps in another order
+    plain = {str(i): i for i in range(len(names))}
+    return (plain if not ours.keys() <= plain.keys() else {}) | ({} if same else others) | ours
 
 
 def _class_names(data: TaskData, found: set[str]) -> list[str]:

@@ -285,6 +285,11 @@ class TaskData:
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
 
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return " ".join(filter(None, (self.repository, self.configuration))) if self.task == "hub" else self.task
+
 
 @dataclass
 class LoadedTask:
@@ -369,7 +374,7 @@ def split_off_by_class(rows: Dataset, fraction: float, seed: int) -> tuple[Datas
     return rows.select(np.setdiff1d(order, cut)), rows.select(np.sort(cut))
 
 
-def with_labels(rows: Dataset, number: Callable[[Any], int]) -> Dataset:
+def with_labels(rows: Dataset, number: Callable[[Any], int | None]) -> Dataset:
     """Every class of the column label, or of the lists in it, replaced by its number."""
     nested = isinstance(rows.features["label"], datasets.List)
     labels = [list(map(number, label)) if nested else number(label) for label in rows["label"]]
