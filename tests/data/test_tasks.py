@@ -494,6 +494,12 @@ def test_a_long_context_is_one_row_and_its_answer_is_mapped_there_and_back(token
     assert task.counts["train_truncated_rows"] == 2
 
 
+def test_a_question_that_leaves_no_room_for_its_context_is_named(tokenizers):
+    given = [{"text": "the river " * 9, "pair": "stone", "label": NONE}]
+    message = refused(ValueError, encoded, "question-answering", given, tokenizers["wordpiece"], 12)
+    assert message.startswith("max_length=12 leaves no room for a context behind the question 'the river the river")
+
+
 def test_choices_stand_behind_their_text_and_rows_are_filled_up(tokenizers):
     tokenizer = tokenizers["wordpiece"]
     given = [

@@ -75,7 +75,16 @@ def encode_questions(batch: Batch, cut: Cutter, width: int) -> Encoded:
 
     `spans` are the characters of the context that each token stands for; (-1, -1) of the other tokens.
     """
-    encoded, lost = cut(batch["text"], batch["pair"], truncation="only_second", return_offsets_mapping=True)
+    try:
+        encoded, lost = cut(batch["text"], batch["pair"], truncation="only_second", return_offsets_mapping=True)
+    except Exception as error:  # tokenizers has no other kind
+        if "Truncation" not in str(error):
+            raise
+        longest = max(batch["text"], key=len)
+        raise ValueError(
+            f"max_length={cut.max_length} leaves no room for a context behind the question {longest[:60]!r}. Raise it, "
+            "or shorten the question."
+        ) from error
     columns: dict[str, Any] = {"start_positions": [], "end_positions": [], "spans": []}
     offsets = encoded.pop("offset_mapping")
     for i, answers in enumerate(batch["label"]):
@@ -135,7 +144,8 @@ class Kind:
 
 
 def _classes(problem_type: str, metrics: tuple[str, ...], encode: Callable[[Batch, Cutter, int], Encoded]) -> Kind:
-    fields = {"problem_type": f"{problem_type}"} | ({"num_labels": 1} if problem_type == "regression" else {})
+    fields: dict[str, Any] = {"problem_type": problem_type}
+    fields |= {"num_labels": 1} if problem_type == "regression" else {}
     columns = {"text": "text", "label": "label"}
     head = "SequenceClassification", "text-classification"
     return Kind(*head, fields, columns, metrics, encode, DataCollatorWithPadding)
