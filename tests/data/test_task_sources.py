@@ -238,7 +238,7 @@ def test_answers_stand_as_squad_has_them_as_the_hub_has_them_or_alone(table):
             {"text": ["painter"], "answer_start": [4]},
             "'painter' does not stand at character 4 of its context (0 times in",
         ),
-        ({"text": ["keeper"], "answer_start": [-14]}, "'keeper' does not stand at character -14 of its context"),
+        ({"text": ["keeper"], "answer_start": [-13]}, "'keeper' does not stand at character -13 of its context"),
         (
             "keeper",
             "row 1: the answer 'keeper' does not stand exactly once in its context (2 times in all). Correct the",
