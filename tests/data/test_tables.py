@@ -91,7 +91,7 @@ def test_a_row_with_more_cells_than_the_header_is_named_by_its_line(tmp_path):
 
 def test_files_that_number_no_classes_name_none(tmp_path):
     (tmp_path / "rows.csv").write_text("label\nb\na\n", encoding="utf-8")
-    assert tables.class_names(tmp_path / "rows.csv", "label") is None
+    assert tables.class_names(tables.features_of(tmp_path / "rows.csv"), "label") is None
 
 
 def test_utf_16_is_told_from_latin_1(tmp_path):

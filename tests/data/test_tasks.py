@@ -19,9 +19,9 @@ import pytest
 from datasets import Dataset
 
 from linformer_hf.data import demo_tasks, demo_texts, documents, task_sources
-from linformer_hf.data.metrics import build_compute_metrics
-from linformer_hf.data.task_sources import load_task
-from linformer_hf.data.tasks import HUB_TASKS, LoadedTask, TaskData, best_threshold, tokenize_task
+from linformer_hf.data.metrics import best_threshold, build_compute_metrics
+from linformer_hf.data.task_sources import HUB_TASKS, load_task
+from linformer_hf.data.tasks import DEMO_TASKS, LoadedTask, TaskData, tokenize_task
 
 
 SPLITS = ("train", "validation", "test")
@@ -99,7 +99,7 @@ def test_pairs_and_other_column_names(write):
 @pytest.mark.parametrize("labels", [(0.25, -1.5, 3.0), (1, 2, 3), ("0.5", "1", "-2e-1")])
 def test_regression(write, labels, suffix):
     file = write(f"rows.{suffix}", rows_of(30, labels))
-    task = load_task(TaskData("files", train_file=file, regression=True))
+    task = load_task(TaskData("files", train_file=file, kind="regression"))
     assert task.label_names is None
     assert task.metrics == ("mse", "pearson")
     assert task.baselines == {}
@@ -166,18 +166,18 @@ def test_a_single_class_is_refused(write):
 
 def test_decimal_labels_without_regression_are_refused(write):
     message = refused(ValueError, load_task, TaskData("files", train_file=write("rows.csv", rows_of(20, (0.5, 1.5)))))
-    assert message == "label_column='label' holds decimal numbers; set data.regression=true, or give classes."
+    assert message == "label_column='label' holds decimal numbers; set data.kind=regression, or give classes."
     for suffix in ("jsonl", "parquet"):
         file = write(f"rows.{suffix}", rows_of(20, (1.0, 2.0)))
         message = refused(ValueError, load_task, TaskData("files", train_file=file))
-        assert message.startswith(f"{file}, row 1, column 'label': 1.0 is a decimal number; set data.regression=true")
+        assert message.startswith(f"{file}, row 1, column 'label': 1.0 is a decimal number; set data.kind=regression")
 
 
 def test_text_labels_with_regression_are_refused(write):
     for labels, found in (((1, "good"), "'good'"), ((1, "nan"), "'nan'"), (("1", "1,5"), "'1,5'")):
         file = write("rows.jsonl" if found == "'nan'" else "rows.csv", rows_of(20, list(map(str, labels))))
-        message = refused(ValueError, load_task, TaskData("files", train_file=file, regression=True))
-        assert message == f"{file}, row 2, column 'label': regression: true, but {found} is no number."
+        message = refused(ValueError, load_task, TaskData("files", train_file=file, kind="regression"))
+        assert message == f"{file}, row 2, column 'label': kind: regression, but {found} is no number."
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_an_empty_cell_is_named_with_its_row(write, tmp_path, line, names):
     lines[3] = line
     file.write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
     message = refused(ValueError, load_task, TaskData("files", train_file=str(file)))
-    assert message == f"{str(file)!r}, row 4: {names}. Complete or remove the row."
+    assert message == f"{file}, row 4: {names}. Complete or remove the row."
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
@@ -235,7 +235,7 @@ def test_every_class_and_text_is_the_text_that_the_file_holds(tmp_path, name):
     ]
     written(tmp_path / name, [*rows, {"text": "x", "pair": "", "label": "1"}, *rows])
     message = refused(ValueError, load_task, TaskData("files", train_file=path, pair_column="pair"))
-    assert message == f"{path!r}, row {len(rows) + 1}: no pair. Complete or remove the row."
+    assert message == f"{path}, row {len(rows) + 1}: no pair. Complete or remove the row."
 
 
 def written(path: Path, rows: list[dict]) -> str:
@@ -416,17 +416,18 @@ def test_tokenizing_truncates_and_counts(write, tokenizers):
     task = load_task(TaskData("files", train_file=write("rows.csv", rows)))
     plain = tokenize_task(task, tokenizer, None)
     assert task.counts["max_length"] is None
-    assert "train_rows_at_max_length" not in task.counts
+    assert not any(task.counts[f"{split}_truncated_{what}"] for split in SPLITS for what in ("rows", "tokens"))
     cut = tokenize_task(task, tokenizer, 9)
     assert task.counts["max_length"] == 9
     for split in SPLITS:
         assert len(cut[split]) == len(plain[split]) == len(getattr(task, split))
         whole = plain[split]["input_ids"]
-        assert task.counts[f"{split}_rows_at_max_length"] == sum(len(ids) >= 9 for ids in whole)
+        assert task.counts[f"{split}_truncated_rows"] == sum(len(ids) > 9 for ids in whole)
+        assert task.counts[f"{split}_truncated_tokens"] == sum(max(0, len(ids) - 9) for ids in whole)
         assert list(cut[split]["label"]) == list(getattr(task, split)["label"])
         for short, ids in zip(cut[split]["input_ids"], whole, strict=True):
             assert short == (ids if len(ids) <= 9 else [*ids[:8], tokenizer.sep_token_id])
-    assert task.counts["train_rows_at_max_length"] > 0
+    assert task.counts["train_truncated_rows"] > 0
 
 
 def test_pairs_are_tokenized_together(write, tokenizers):
@@ -440,21 +441,104 @@ def test_pairs_are_tokenized_together(write, tokenizers):
     assert row["token_type_ids"] == [int(i > separator) for i in range(len(row["input_ids"]))]
 
 
+def encoded(
+    kind: str, rows: list[dict], tokenizer, max_length: int | None = None, names=()
+) -> tuple[LoadedTask, Dataset]:
+    table = Dataset.from_list(rows)
+    task = LoadedTask("t", table, table, table, list(names) or None, (), kind=kind)
+    return task, tokenize_task(task, tokenizer, max_length)["train"]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
+def test_the_first_piece_of_a_word_has_its_tag(tokenizers, kind):
+    tokenizer, words = tokenizers[kind], ["the", "unreadable", "riverstone", "42"]
+    _, rows = encoded("token-classification", [{"text": words, "label": [0, 1, 2, 3]}], tokenizer, names="abcd")
+    row = rows[0]
+    assert row["input_ids"] == tokenizer(" ".join(words))["input_ids"]  # as a pipeline reads them
+    pieces = [
+        len(tokenizer(word if i == 0 else f" {word}", add_special_tokens=False)["input_ids"])
+        for i, word in enumerate(words)
+    ]
+    assert max(pieces) > 1
+    assert row["labels"] == [-100, *(label for i, n in enumerate(pieces) for label in (i, *[-100] * (n - 1))), -100]
+
+
+def test_words_beyond_the_cut_have_no_label_and_are_counted(tokenizers):
+    given = [{"text": ["river"] * 10, "label": [1] * 10}]
+    task, rows = encoded("token-classification", given, tokenizers["wordpiece"], 6, "ab")
+    assert rows[0]["labels"] == [-100, 1, 1, 1, 1, -100]
+    assert (task.counts["train_truncated_rows"], task.counts["train_truncated_tokens"]) == (1, 6)
+
+
+def test_labels_are_ones_and_zeros(tokenizers):
+    given = [{"text": "river", "label": [2, 0]}, {"text": "stone", "label": []}]
+    _, rows = encoded("multi-label", given, tokenizers["wordpiece"], names="abc")
+    assert list(rows["label"]) == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
+def test_a_long_context_is_one_row_and_its_answer_is_mapped_there_and_back(tokenizers, kind):
+    context = "the river stood under the mountain " * 30 + "and Zoë walked quietly with a Straße"
+    answer = {"text": ["walked quietly"], "answer_start": [context.index("walked")]}
+    given = [{"text": "the keeper", "pair": context, "label": answer}, {"text": "a", "pair": context, "label": NONE}]
+    _, rows = encoded("question-answering", given, tokenizers[kind])
+    assert len(rows) == 2
+    row = rows[0]
+    first, last = row["start_positions"], row["end_positions"]
+    assert context[row["spans"][first][0] : row["spans"][last][1]].strip() == "walked quietly"
+    assert row["spans"][0] == [-1, -1]
+    assert (rows[1]["start_positions"], rows[1]["end_positions"]) == (0, 0)
+    task, rows = encoded("question-answering", given, tokenizers[kind], 40)
+    assert rows[0]["start_positions"] == rows[0]["end_positions"] > 40  # cut off: no place of the row
+    assert len(rows[0]["input_ids"]) == len(rows[0]["spans"]) == 40
+    assert task.counts["train_truncated_rows"] == 2
+
+
+def test_a_question_that_leaves_no_room_for_its_context_is_named(tokenizers):
+    given = [{"text": "the river " * 9, "pair": "stone", "label": NONE}]
+    message = refused(ValueError, encoded, "question-answering", given, tokenizers["wordpiece"], 12)
+    assert message.startswith("max_length=12 leaves no room for a context behind the question 'the river the river")
+
+
+def test_choices_stand_behind_their_text_and_rows_are_filled_up(tokenizers):
+    tokenizer = tokenizers["wordpiece"]
+    given = [
+        {"text": "the river", "pair": ["stone", "window", "a letter"], "label": 2},
+        {"text": "the keeper", "pair": ["stone", "garden"], "label": 0},
+    ]
+    _, rows = encoded("multiple-choice", given, tokenizer)
+    assert [len(row["input_ids"]) for row in rows] == [3, 3]
+    assert tokenizer.decode(rows[0]["input_ids"][2]) == "[CLS] the river [SEP] a letter [SEP]"
+    assert rows[1]["input_ids"][2] == rows[1]["attention_mask"][2] == []
+    assert list(rows["label"]) == [2, 0]
+
+
+NONE = {"text": [], "answer_start": []}
+
+
+SENTENCES = ("sentence1", "sentence2", "label", "idx")
 REAL_COLUMNS = {
     "imdb": ("text", "label"),
     "sst2": ("sentence", "label", "idx"),
+    "cola": ("sentence", "label", "idx"),
     "qnli": ("question", "sentence", "label", "idx"),
     "qqp": ("question1", "question2", "label", "idx"),
+    "mnli": ("premise", "hypothesis", "label", "idx"),
+    **dict.fromkeys(("mrpc", "stsb", "rte", "wnli"), SENTENCES),
 }
 
 
-def hub_rows(columns, split: str, count: int) -> Dataset:
-    """Rows with numbered text and, as on the Hub, a label with names of its own."""
+def hub_rows(columns, split: str, count: int, names=("no", "yes")) -> Dataset:
+    """Rows with numbered text and, as on the Hub, a label with names of its own, or (without any) a number."""
     table = {
-        name: [i % 2 if name == "label" else i if name == "idx" else f"{split} {name} {i}" for i in range(count)]
+        name: [
+            i % max(2, len(names)) if name == "label" else i if name == "idx" else f"{split} {name} {i}"
+            for i in range(count)
+        ]
         for name in columns
     }
-    return Dataset.from_dict(table).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    kind = datasets.ClassLabel(names=list(names)) if names else datasets.Value("float32")
+    return Dataset.from_dict(table).cast_column("label", kind)
 
 
 @pytest.fixture
@@ -464,40 +548,53 @@ def hub(monkeypatch):
 
     def load_hub(name, config, split, revision, streaming=False):
         asked.append((name, config, split, revision))
-        columns = REAL_COLUMNS[config or "imdb"]
-        return hub_rows(columns, split, 200 if split == "train" else 30)
+        names = {"mnli": ("entailment", "neutral", "contradiction"), "stsb": ()}.get(config, ("no", "yes"))
+        return hub_rows(REAL_COLUMNS[config or "imdb"], split, 200 if split == "train" else 30, names)
 
     monkeypatch.setattr(task_sources, "load_hub", load_hub)
     return asked
 
 
 def test_a_recipe_may_name_every_task_and_no_other():
-    readers = {"files", "bible-paraphrase", "movie-snippets", "genre"}  # load_task has a branch for each
-    assert set(get_args(get_type_hints(TaskData)["task"])) == readers | set(HUB_TASKS)
+    assert set(get_args(get_type_hints(TaskData)["task"])) == {"files", "hub", *DEMO_TASKS, *HUB_TASKS}
+
+
+# GLUE's own metrics (gluebenchmark.com/tasks); the test of each is its published validation.
+OWN_METRICS = {
+    **dict.fromkeys(("mrpc", "qqp"), ("accuracy", "f1")),
+    "cola": ("matthews",),
+    "stsb": ("pearson", "spearman"),
+}
 
 
 @pytest.mark.parametrize("name", HUB_TASKS)
 def test_hub_tasks(hub, name):
     task = load_task(TaskData(name))
-    test_split = "test" if name == "imdb" else "validation"  # GLUE hides its test labels
+    tests = {"imdb": ["test"], "mnli": ["validation_matched", "validation_mismatched"]}.get(name, ["validation"])
     repository = ("stanfordnlp/imdb", None) if name == "imdb" else ("nyu-mll/glue", name)
-    assert hub == [(*repository, "train", None), (*repository, test_split, None)]
-    assert task.counts == {"train_rows": 190, "validation_rows": 10, "test_rows": 30}
+    assert hub == [(*repository, split, None) for split in ("train", *tests)]
+    more = {"test_mismatched_rows": 30} if name == "mnli" else {}
+    assert task.counts == {"train_rows": 190, "validation_rows": 10, "test_rows": 30, **more}
     text, *rest = REAL_COLUMNS[name]
     paired = rest[0] != "label"
-    assert list(task.test["text"]) == [f"{test_split} {text} {i}" for i in range(30)]
+    assert list(task.test["text"]) == [f"{tests[0]} {text} {i}" for i in range(30)]
+    assert [list(rows["text"]) for rows in task.more_tests.values()] == [
+        [f"{split} {text} {i}" for i in range(30)] for split in tests[1:]
+    ]
     texts = texts_of(task)
     assert texts["train"] | texts["validation"] == {f"train {text} {i}" for i in range(200)}
     assert not texts["train"] & texts["validation"]
-    for split in SPLITS:
-        rows = getattr(task, split)
+    classes = len(task.label_names or "ab")
+    for rows in task.splits.values():
         assert set(rows.column_names) == ({"text", "pair", "label"} if paired else {"text", "label"})
         for row in rows:
-            assert row["label"] == int(row["text"].split()[-1]) % 2
+            assert row["label"] == int(row["text"].split()[-1]) % classes
             assert not paired or row["pair"].split()[-1] == row["text"].split()[-1]
-    assert task.metrics == (("accuracy", "f1") if name == "qqp" else ("accuracy",))
-    assert len(task.label_names) == 2
-    assert task.max_length == {"imdb": 512, "sst2": 128, "qnli": 256, "qqp": 256}[name]
+    assert task.metrics == OWN_METRICS.get(name, ("accuracy",))
+    assert task.kind == ("regression" if name == "stsb" else "classification")
+    assert (task.label_names is None) == (name == "stsb")
+    assert classes == (3 if name == "mnli" else 2)
+    assert task.max_length == {"imdb": 512, **dict.fromkeys(("qnli", "qqp", "mnli", "rte"), 256)}.get(name, 128)
 
 
 def test_another_repository_and_revision_may_be_named(hub):
@@ -505,28 +602,35 @@ def test_another_repository_and_revision_may_be_named(hub):
     assert hub == [("acme/glue", "sst2", "train", "abc"), ("acme/glue", "sst2", "validation", "abc")]
 
 
-def test_a_hub_copy_without_the_columns_is_refused(monkeypatch):
+def test_a_hub_copy_without_the_columns_is_refused_until_they_are_named(monkeypatch):
     monkeypatch.setattr(task_sources, "load_hub", lambda *_: hub_rows(("text", "label"), "train", 20))
     message = refused(ValueError, load_task, TaskData("sst2"))
-    assert message.startswith("sst2 has no column 'sentence'; its columns are text, label.")
+    assert message.startswith(
+        "nyu-mll/glue, train has no column 'sentence'; its columns are text, label. Set text_column"
+    )
+    assert load_task(TaskData("sst2", text_column="text")).counts["train_rows"] == 19
 
 
 def test_a_hub_copy_with_its_classes_in_another_order_is_numbered_anew(monkeypatch):
-    rows = hub_rows(REAL_COLUMNS["qnli"], "train", 20)
     names = ["Not_Entailment", "entailment"]
-    rows = rows.cast_column("label", datasets.ClassLabel(names=names))
-    monkeypatch.setattr(task_sources, "load_hub", lambda *_: rows)
+    monkeypatch.setattr(task_sources, "load_hub", lambda *_: hub_rows(REAL_COLUMNS["qnli"], "train", 20, names))
     task = load_task(TaskData("qnli", repository="acme/glue"))
     for row in task.test:
         assert task.label_names[row["label"]] == names[int(row["text"].split()[-1]) % 2].lower()
 
 
-@pytest.mark.parametrize(("label", "shown"), [(-1, "-1"), (2, "2"), (None, "None"), ("positive", "'positive'")])
+@pytest.mark.parametrize(("label", "shown"), [(-1, "'-1'"), (2, "'2'"), ("positively", "'positively'")])
 def test_a_label_of_a_hub_copy_that_is_no_class_is_named(monkeypatch, label, shown):
     rows = Dataset.from_dict({"sentence": ["a", "b"], "label": [label if isinstance(label, str) else 0, label]})
     monkeypatch.setattr(task_sources, "load_hub", lambda *_: rows)
     message = refused(ValueError, load_task, TaskData("sst2"))
-    assert message.endswith(f"the label {shown} is none of 0 to 1 (negative, positive).")
+    place = f"nyu-mll/glue, train, row {1 if isinstance(label, str) else 2}"
+    assert message.startswith(f"{place}: the label {shown} is none of the 2 classes (negative, positive). ")
+
+
+def test_a_row_of_a_hub_copy_without_a_label_is_named(monkeypatch):
+    monkeypatch.setattr(task_sources, "load_hub", lambda *_: Dataset.from_dict({"sentence": ["a"], "label": [None]}))
+    assert refused(ValueError, load_task, TaskData("sst2")).startswith("nyu-mll/glue, train, row 1: no label.")
 
 
 @pytest.mark.parametrize(
@@ -550,6 +654,16 @@ def test_a_task_takes_the_order_of_the_same_classes(ours, theirs, order):
     for split in SPLITS:
         assert list(getattr(task, split)["label"]) == [i if order is None else order[i] for i in numbers]
         assert list(getattr(task, split)["text"]) == [ours[i] for i in numbers]
+
+
+def test_lists_of_classes_take_another_order_too():
+    rows = Dataset.from_dict({"text": ["x", "y"], "label": [[0, 1, 1], [2]]})
+    task = LoadedTask(
+        "t", rows, rows, rows, ["O", "B", "I"], (), kind="token-classification", more_tests={"more": rows}
+    )
+    assert task.take_order(["I", "b", "o"])
+    assert all(list(split["label"]) == [[2, 1, 1], [0]] for split in task.splits.values())
+    assert list(task.splits) == ["train", "validation", "test", "test_more"]
 
 
 @pytest.mark.parametrize("name", HUB_TASKS)
@@ -768,23 +882,23 @@ def one_hot(answers: list[int], classes: int) -> list[list[float]]:
 
 
 def test_accuracy_and_f1_of_two_classes_by_hand(no_network):
-    compute = build_compute_metrics(["accuracy", "f1"])
+    compute = build_compute_metrics("classification", ["accuracy", "f1"], "ab")
     # 3 true positives, 1 false positive, 2 false negatives, 2 true negatives
     result = compute(prediction(one_hot([1, 1, 1, 1, 0, 0, 0, 0], 2), [1, 1, 1, 0, 1, 1, 0, 0]))
     assert result == {"accuracy": 5 / 8, "f1": pytest.approx(2 * 3 / (2 * 3 + 1 + 2))}
     assert compute(prediction(one_hot([0, 0], 2), [1, 1])) == {"accuracy": 0.0, "f1": 0.0}
-    other = build_compute_metrics(["accuracy", "f1"], positive=0)
+    other = build_compute_metrics("classification", ["accuracy", "f1"], "ab", positive=0)
     assert other(prediction(one_hot([0, 0, 0, 0, 1, 1, 1, 1], 2), [0, 0, 0, 1, 0, 0, 1, 1])) == result
 
 
 def test_f1_of_three_classes_is_the_mean_over_them(no_network):
     answers, labels = [0, 0, 1, 1, 2, 0], [0, 1, 1, 1, 2, 2]
-    result = build_compute_metrics(["f1"])(prediction(one_hot(answers, 3), labels))
+    result = build_compute_metrics("classification", ["f1"], "abc")(prediction(one_hot(answers, 3), labels))
     assert result == {"f1": pytest.approx((2 / 4 + 4 / 5 + 2 / 3) / 3)}
 
 
 def test_mse_and_pearson_by_hand(no_network):
-    compute = build_compute_metrics(["mse", "pearson"])
+    compute = build_compute_metrics("regression", ["mse", "pearson"])
     answers, labels = [[1.0], [2.0], [4.0]], [1.5, 1.0, 5.0]
     covariance = sum((a - 7 / 3) * (b - 2.5) for a, b in zip((1, 2, 4), labels, strict=True))
     spread = math.sqrt(sum((a - 7 / 3) ** 2 for a in (1, 2, 4)) * sum((b - 2.5) ** 2 for b in labels))
@@ -795,7 +909,7 @@ def test_mse_and_pearson_by_hand(no_network):
 
 def test_metrics_take_the_logits_of_models_that_return_more(no_network):
     outputs = SimpleNamespace(predictions=(np.array([[0.0, 1.0], [1.0, 0.0]]), np.zeros(3)), label_ids=np.array([1, 1]))
-    assert build_compute_metrics(["accuracy"])(outputs) == {"accuracy": 0.5}
+    assert build_compute_metrics("classification", ["accuracy"])(outputs) == {"accuracy": 0.5}
 
 
 @pytest.mark.parametrize(

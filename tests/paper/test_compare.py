@@ -8,7 +8,7 @@ import pytest
 from linformer_hf import cli
 from linformer_hf.paper import compare as verb
 from linformer_hf.paper import grid as cells
-from linformer_hf.paper.compare import Comparison, read_recipe, render
+from linformer_hf.paper.compare import Comparison, read_recipe, render, task_of
 from linformer_hf.recipe import RecipeError
 
 
@@ -145,6 +145,15 @@ def test_a_recipe_that_is_missing_or_given_for_the_same_task_is_refused(place, t
     path.write_text(json.dumps({"compare": section}), encoding="utf-8")
     with pytest.raises(RecipeError, match="two recipes are for the same task"):
         read_recipe(path)
+
+
+def test_data_sets_of_the_hub_are_tasks_by_their_names(place):
+    def title(*changes: str) -> str:
+        recipe = str(place / "task.yaml")
+        return task_of(recipe, ["data.task=hub", "data.train_file=null", *changes])
+
+    assert title("data.repository=acme/reviews") == "acme/reviews"
+    assert title("data.repository=acme/reviews", "data.configuration=films") == "acme/reviews films"
 
 
 def test_the_table_compares_means_with_the_first_checkpoint():

@@ -282,7 +282,7 @@ def test_results_of_finetuning(finetuned):
     data = results["data"]
     assert (data["train_rows"], data["validation_rows"], data["test_rows"]) == (72, 8, 9)
     assert data["max_length"] == N
-    assert data["test_rows_at_max_length"] == 0
+    assert data["test_truncated_rows"] == data["test_truncated_tokens"] == 0
     assert (results["metrics"]["test_rows"], results["metrics"]["validation_rows"]) == (9, 8)
     assert set(results["baselines"]) == {"majority"}
 

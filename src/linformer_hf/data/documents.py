@@ -220,9 +220,13 @@ def load_hub(name: str, config: str | None, split: str, revision: str | None, st
 
     Raises:
         ConnectionError: the repository cannot be reached (no network, or no such name).
+        ValueError: it has no such configuration or split.
     """
     try:
         return load_dataset(name, config, split=split, revision=revision, streaming=streaming)
+    except ValueError as error:  # its text names those that there are
+        asked = f"configuration {config!r}, split {split!r}"
+        raise ValueError(f"the data set {name!r} has no {asked}: {' '.join(str(error).split())[:300]}") from error
     except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ConnectionError(
             f"the data set {name!r} cannot be loaded from the Hub ({' '.join(str(error).split())[:200]}). Check the "

@@ -1,93 +1,198 @@
-"""Metrics that need no network: `evaluate.Metric` subclasses over scikit-learn.
+"""How answers are judged, by kind of task, without a network; and what answers without a model would get.
 
-`evaluate.load("accuracy")` fetches a script from the Hub; these are the same numbers from an installed library.
+`evaluate.load("glue")` fetches a script from the Hub; these are the same numbers from installed libraries.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
+from datasets import Dataset
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 
 
-class _OfflineMetric(evaluate.Metric):
-    value_type = "int64"
-
-    def _info(self) -> evaluate.MetricInfo:
-        column = datasets.Value(self.value_type)
-        return evaluate.MetricInfo(
-            description=str(self.__doc__),
-            citation="",
-            inputs_description="predictions and references of equal length",
-            features=datasets.Features({"predictions": column, "references": column}),
-        )
+LONGEST_ANSWER = 30  # tokens, as in transformers' run_qa.py
+SEQEVAL = ("f1", "precision", "recall")  # what the extra `tagging` is for
 
 
-class Accuracy(_OfflineMetric):
-    """Share of equal labels."""
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"accuracy": float(accuracy_score(references, predictions))}
-
-
-class F1(_OfflineMetric):
-    """F1 of class 1 for two classes (GLUE's QQP), else the mean over classes."""
-
-    def _compute(self, predictions: Any, references: Any, classes: int | None = None) -> dict[str, float]:
-        two = classes == 2 if classes else set(np.unique([*references, *predictions])) <= {0, 1}
-        average = "binary" if two else "macro"
-        return {"f1": float(f1_score(references, predictions, average=average, zero_division=0))}
+def _class_f1(references: Any, answers: Any, classes: int, positive: int = 1) -> float:
+    """Of class `positive` for two classes (GLUE's QQP), else the mean over classes."""
+    which: dict[str, Any] = {"average": "binary", "pos_label": positive} if classes == 2 else {"average": "macro"}
+    return f1_score(references, answers, **which, zero_division=0)
 
 
-class MeanSquaredError(_OfflineMetric):
-    """Mean squared error of a regression."""
-
-    value_type = "float64"
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"mse": float(mean_squared_error(references, predictions))}
+def _correlation(measure: Callable[..., Any], references: Any, answers: Any) -> float:
+    """0 if one side is constant."""
+    return 0.0 if np.ptp(references) == 0 or np.ptp(answers) == 0 else measure(references, answers).statistic
 
 
-class Pearson(_OfflineMetric):
-    """Pearson correlation of a regression; 0 if one side is constant."""
-
-    value_type = "float64"
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        constant = np.std(predictions) == 0 or np.std(references) == 0
-        return {"pearson": 0.0 if constant else float(np.corrcoef(predictions, references)[0, 1])}
+def _label_f1(average: str, references: Any, answers: Any) -> float:
+    return f1_score(references, answers, average=average, zero_division=0)
 
 
-METRICS: dict[str, type[_OfflineMetric]] = {
-    "accuracy": Accuracy,
-    "f1": F1,
-    "mse": MeanSquaredError,
-    "pearson": Pearson,
+def _entities(name: str, references: Any, answers: Any) -> float:
+    """seqeval's, over whole entities: CoNLL's evaluation."""
+    from seqeval import metrics  # of an extra
+
+    return getattr(metrics, f"{name}_score")(references, answers, zero_division=0)
+
+
+def _tags(references: Any, answers: Any) -> float:
+    return accuracy_score(*(list(chain.from_iterable(side)) for side in (references, answers)))
+
+
+def _normal(text: str) -> list[str]:
+    """The words of an answer, as SQuAD's own evaluation compares them."""
+    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _exact(answer: str, reference: str) -> float:
+    return float(_normal(answer) == _normal(reference))
+
+
+def _word_f1(answer: str, reference: str) -> float:
+    ours, theirs = _normal(answer), _normal(reference)
+    if not ours or not theirs:
+        return float(ours == theirs)
+    return 2 * sum((Counter(ours) & Counter(theirs)).values()) / (len(ours) + len(theirs))
+
+
+def _best(measure: Callable[[str, str], float], references: Any, answers: Any) -> float:
+    """The mean over the questions of the best over the reference answers."""
+    pairs = zip(answers, references, strict=True)
+    return float(np.mean([max(measure(answer, text) for text in texts or [""]) for answer, texts in pairs]))
+
+
+# By kind: (references, answers) -> number.
+METRICS: dict[str, dict[str, Callable[..., float]]] = {
+    "classification": {"accuracy": accuracy_score, "f1": _class_f1, "matthews": matthews_corrcoef},
+    "regression": {
+        "mse": mean_squared_error,
+        "pearson": partial(_correlation, pearsonr),
+        "spearman": partial(_correlation, spearmanr),
+    },
+    "multi-label": {
+        "micro_f1": partial(_label_f1, "micro"),
+        "macro_f1": partial(_label_f1, "macro"),
+        "subset_accuracy": accuracy_score,
+    },
+    "token-classification": {
+        **{name: partial(_entities, name) for name in SEQEVAL},
+        "accuracy": _tags,
+    },
+    "question-answering": {"f1": partial(_best, _word_f1), "exact_match": partial(_best, _exact)},
+    "multiple-choice": {"accuracy": accuracy_score},
 }
 
 
-def build_compute_metrics(names: Sequence[str], positive: int = 1) -> Callable[[Any], dict[str, float]]:
-    """Trainer's `compute_metrics` for metrics by name (keys of METRICS); `positive` of two classes is F1's."""
-    # Each process has all gathered predictions already, so the metric itself always runs alone.
-    metrics = [METRICS[name](keep_in_memory=True) for name in names]
+def build_compute_metrics(
+    kind: str, names: Sequence[str], classes: Sequence[str] = (), positive: int = 1, rows: Dataset | None = None
+) -> Callable[[Any], dict[str, float]]:
+    """Trainer's `compute_metrics`.
+
+    Args:
+        kind: of the task, a key of METRICS.
+        names: of metrics, keys of METRICS[kind].
+        classes: their names, in order.
+        positive: of two classes, the one that F1 is about.
+        rows: of question-answering: the rows that are judged, in their order, with `pair`, `label` and `spans`.
+    """
+    metrics = {name: METRICS[kind][name] for name in names}
+    if kind == "classification" and "f1" in metrics:  # classes of the task, not what these rows happen to hold
+        metrics["f1"] = partial(_class_f1, classes=len(classes), positive=positive)
 
     def compute(prediction: Any) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        answers = logits[:, 0] if logits.shape[-1] == 1 else logits.argmax(-1)
-        labels = prediction.label_ids
-        if logits.shape[-1] == 2 and positive == 0:
-            answers, labels = 1 - answers, 1 - labels
-        result: dict[str, float] = {}
-        for metric in metrics:
-            more = {"classes": logits.shape[-1]} if isinstance(metric, F1) else {}  # not what these rows happen to hold
-            result |= metric.compute(predictions=answers, references=labels, **more) or {}
-        return result
+        logits, references = prediction.predictions, prediction.label_ids
+        if rows is not None:
+            answers: Any = list(best_answers(rows, *logits[:2]))
+            references = [label["text"] for label in rows["label"]]
+        else:
+            logits = logits[0] if isinstance(logits, tuple) else logits
+            answers, references = _answers(kind, logits, references, classes)
+        return {name: float(metric(references, answers)) for name, metric in metrics.items()}
 
     return compute
+
+
+def _answers(kind: str, logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[Any, Any]:
+    """(answers, references) of all kinds whose rows need not be looked up."""
+    if kind == "regression":
+        return logits[:, 0], labels
+    if kind == "multi-label":
+        return (logits > 0).astype(int), labels.astype(int)  # more likely than not
+    if kind == "token-classification":
+        there = labels >= 0
+        sides = zip(logits.argmax(-1), labels, there, strict=True)
+        named = [
+            ([classes[i] for i in answer[kept]], [classes[i] for i in label[kept]]) for answer, label, kept in sides
+        ]
+        return [answer for answer, _ in named], [label for _, label in named]
+    return logits.argmax(-1), labels
+
+
+def best_answers(rows: Dataset, starts: np.ndarray, ends: np.ndarray) -> Iterator[str]:
+    """The span of each context with the highest sum of logits; "" where that of the row's first token is higher.
+
+    The latter only if some answers of `rows` are empty: else nothing was learned about the first token.
+
+    Args:
+        rows: with `pair`, `label` and `spans`, [start, end] of each token's characters or [-1, -1].
+        starts, ends: [rows, tokens].
+    """
+    nothing = any(not label["text"] for label in rows["label"])
+    for row, start, end in zip(rows, starts, ends, strict=True):
+        spans = np.array(row["spans"])
+        none = start[0] + end[0] if nothing else -np.inf
+        start, end = (np.where(spans[:, 0] < 0, -np.inf, side[: len(spans)]) for side in (start, end))
+        # [tokens more than one, first token]
+        more = range(min(LONGEST_ANSWER, len(spans)))
+        scores = np.stack([start + np.pad(end[m:], (0, m), constant_values=-np.inf) for m in more])
+        m, first = np.unravel_index(scores.argmax(), scores.shape)
+        yield row["pair"][spans[first, 0] : spans[first + m, 1]] if scores[m, first] > none else ""
 
 
 def test_metric(metrics: Mapping[str, Any]) -> str:
     """The name of what a fine-tuned model is judged by on the test rows."""
     return next(key for key in metrics if key.startswith("test_") and key != "test_rows")
+
+
+def baselines(train_rows: Dataset, test_rows: Dataset, classes: int) -> dict[str, float]:
+    """Test accuracy of the majority class and, for pairs, of word overlap (thresholds from training rows).
+
+    `shared_words` counts the words that two texts share; `word_overlap` divides them by the words of either (Jaccard).
+    """
+    labels, answers = np.array(train_rows["label"]), np.array(test_rows["label"])
+    result = {"majority": float((answers == np.bincount(labels).argmax()).mean())}
+    if "pair" in train_rows.column_names and classes == 2:
+        train, test = _overlaps(train_rows), _overlaps(test_rows)
+        for name in ("shared_words", "word_overlap"):
+            threshold, sign = best_threshold(train[name], labels)
+            result[name] = float(((sign * test[name] >= sign * threshold) == answers).mean())
+    return result
+
+
+def _overlaps(rows: Dataset) -> dict[str, np.ndarray]:
+    shared, share = [], []
+    for text, pair in zip(rows["text"], rows["pair"], strict=True):
+        one, two = (set(re.findall(r"\w+", side.lower())) for side in (text, pair))
+        shared.append(len(one & two))
+        share.append(len(one & two) / max(1, len(one | two)))
+    return {"shared_words": np.array(shared, float), "word_overlap": np.array(share)}
+
+
+def best_threshold(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> tuple[float, int]:
+    """(threshold, sign) that label the most rows right by `sign * score >= sign * threshold`."""
+    labels = np.asarray(labels)
+    best = (0.0, 0.0, 1)
+    for sign in (1, -1):
+        for threshold in np.unique(np.quantile(scores, np.linspace(0, 1, 101))):
+            right = float(((sign * scores >= sign * threshold) == labels).mean())
+            best = max(best, (right, float(threshold), sign))
+    return best[1], best[2]

@@ -6,6 +6,7 @@ value of JSON or Parquet is what the file says it is.
 """
 
 import codecs
+import contextlib
 import csv
 import glob
 import gzip
@@ -13,13 +14,14 @@ import io
 import itertools
 import json
 import math
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from datasets import ClassLabel, load_dataset
+from datasets import ClassLabel, Dataset, LargeList, List, load_dataset
 
 
 FILE_TYPES = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -62,9 +64,15 @@ def read_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]
         TableError: a column is missing, or a row of JSON is no object.
         ValueError: the file is damaged, or not what its name says.
     """
-    kind = kind_of(file)
+    with _reading(file) as kind:
+        yield from {"csv": _csv_rows, "json": _json_rows, "parquet": _parquet_rows}[kind](file, columns)
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[str]:
+    kind = kind_of(file) or ""
     try:
-        yield from {"csv": _csv_rows, "json": _json_rows, "parquet": _parquet_rows}[kind or ""](file, columns)
+        yield kind
     except TableError:
         raise
     except Exception as error:  # pyarrow has errors of every kind for a damaged file
@@ -77,10 +85,25 @@ def read_text(file: Path) -> str:
         return stream.read()
 
 
-def class_names(file: Path, column: str) -> list[str] | None:
-    """The names of a column of classes in the order of their numbers, where a Parquet file of `datasets` has them."""
-    feature = _features(file).get(column) if kind_of(file) == "parquet" else None
+def features_of(file: Path) -> dict[str, Any]:
+    """The types of a Parquet file's columns; of other files nothing is known."""
+    with _reading(file) as kind:
+        return _features(file) if kind == "parquet" else {}
+
+
+def class_names(features: Mapping[str, Any], column: str) -> list[str] | None:
+    """The names of a column of classes, or of lists of them, in the order of their numbers, where it has them."""
+    feature = _item(features.get(column))
     return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def rows_of(table: Dataset, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """As `read_rows`, of a data set in memory."""
+    wanted = list(dict.fromkeys(columns.values()))
+    for batch in table.select_columns(wanted).iter(1000):
+        for cells in zip(*(batch[name] for name in wanted), strict=True):
+            row = dict(zip(wanted, cells, strict=True))
+            yield {ours: _named(row[theirs], table.features[theirs]) for ours, theirs in columns.items()}
 
 
 def as_text(value: Any, title: str, row: int, column: str) -> str | None:
@@ -99,6 +122,49 @@ def as_text(value: Any, title: str, row: int, column: str) -> str | None:
     return value
 
 
+def as_list(separator: str | None, value: Any, title: str, row: int, column: str) -> list[str] | None:
+    """A list of texts, or a text that holds one."""
+    if isinstance(value, list | tuple):
+        items = [as_class(item, title, row, column) for item in value]
+        if None in items:
+            raise TableError(
+                f"{title}, row {row}, column {column!r}: item {items.index(None) + 1} of its list is empty."
+            )
+        return [item for item in items if item is not None]
+    if is_empty(value):
+        return None
+    if separator is None or not isinstance(value, str):
+        raise TableError(
+            f"{title}, row {row}, column {column!r}: {repr(value)[:40]} is no list of texts. Write a list, set "
+            "data.separator to what stands between the items of a text, or name another column."
+        )
+    return [item.strip() for item in value.split(separator) if item.strip()]
+
+
+def as_class(value: Any, title: str, row: int, column: str) -> str | None:
+    """The name of a class: text, a whole number, or True and False."""
+    if isinstance(value, float) and not is_empty(value):
+        raise TableError(
+            f"{title}, row {row}, column {column!r}: {value} is a decimal number; set data.kind=regression, or give "
+            "classes."
+        )
+    return str(value) if isinstance(value, int) else as_text(value, title, row, column)
+
+
+def as_number(value: Any, title: str, row: int, column: str) -> float | None:
+    if is_empty(value):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, TypeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise TableError(
+            f"{title}, row {row}, column {column!r}: kind: regression, but {repr(value)[:40]} is no number."
+        )
+    return number
+
+
 def is_empty(value: Any) -> bool:
     """Whether a cell holds nothing: NaN is what pandas writes for that."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
@@ -109,7 +175,8 @@ def check_columns(title: object, found: Iterable[str], columns: Mapping[str, str
     names = list(found)
     for ours, column in columns.items():
         if column not in names:
-            setting = ", ".join(name if name.startswith("--") else f"{name}_column" for name in columns)
+            settings = (name if name.startswith("--") else f"{name}_column" for name in columns)
+            setting = ", ".join(dict.fromkeys(re.sub(r"^choice_.*", "choice_columns", name) for name in settings))
             raise TableError(
                 f"{title} has no column {column!r}; its columns are {', '.join(map(str, names))}. Set {setting}."
             )
@@ -232,10 +299,58 @@ def _features(file: Path) -> dict[str, Any]:
     return dict(load_dataset("parquet", data_files=literal(file), split="train", streaming=True).features or {})
 
 
+def _item(feature: Any) -> Any:
+    """Of a list's feature, that of its items."""
+    return feature.feature if isinstance(feature, List | LargeList) else feature
+
+
 def _named(value: Any, feature: Any) -> Any:
+    if isinstance(value, list):
+        return [_named(item, _item(feature)) for item in value]
     if not isinstance(feature, ClassLabel) or value is None:
         return value
     return feature.names[value] if value >= 0 else None  # -1: not labelled
+
+
+def conll_rows(file: Path) -> Iterator[dict[str, list[str]]]:
+    """`text` and `label` of the sentences between empty lines: a line's first column is a word, its last the tag.
+
+    Raises:
+        TableError: a line has a word only.
+    """
+    lines: list[list[str]] = []
+    for number, line in enumerate([*read_text(file).splitlines(), ""], 1):
+        cells = line.split("\t") if "\t" in line else line.split()
+        if len(cells) == 1:
+            raise TableError(
+                f"{file}, line {number}: {line[:40]!r} is no word with a tag; part them by a space or a tab."
+            )
+        if cells and cells[0] != "-DOCSTART-":  # which stands for a document's beginning
+            lines.append(cells)
+        elif lines:
+            yield {"text": [cells[0] for cells in lines], "label": [cells[-1] for cells in lines]}
+            lines = []
+
+
+def squad_rows(file: Path) -> list[dict[str, Any]] | None:
+    """`text`, `pair` and `label` of the questions of a file as SQuAD has it; None if it is another.
+
+    Raises:
+        TableError: it begins as SQuAD does, and goes on otherwise.
+    """
+    try:
+        articles = json.loads(read_text(file))["data"] if suffix_of(file) == ".json" else None
+    except (ValueError, TypeError, KeyError):  # lines of JSON, or a list of rows
+        return None
+    try:
+        return articles and [
+            {"text": asked["question"], "pair": passage["context"], "label": asked.get("answers")}
+            for article in articles
+            for passage in article["paragraphs"]
+            for asked in passage["qas"]
+        ]
+    except (TypeError, KeyError) as error:
+        raise TableError(f"{file} has `data`, but not as SQuAD has it: {error}.") from None
 
 
 def check_utf8(file: Path) -> None:

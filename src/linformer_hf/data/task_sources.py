@@ -1,21 +1,73 @@
 """Where labelled rows come from: the Hub, files of one's own, the texts of installed packages."""
 
-import math
 import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from datasets import Dataset
 
 from . import tables
 from .demo_tasks import bible_paraphrase, genre_task, movie_snippets
 from .documents import load_hub
-from .tasks import HUB_TASKS, Facts, LoadedTask, TaskData, baselines, split_off, with_labels
+from .metrics import METRICS, SEQEVAL, baselines
+from .tables import TableError
+from .tasks import KINDS, LoadedTask, TaskData, split_off, split_off_by_class, with_labels
 
 
 _NUMBER = re.compile(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
+_CONLL = (".conll", ".txt")  # a word and its tags in each line
+# By kind: the columns that hold a list in each cell.
+_LISTS = {"multi-label": ("label",), "token-classification": ("text", "label"), "multiple-choice": ("pair",)}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a published task is. Named as in TaskData, which may name others."""
+
+    repository: str
+    configuration: str | None
+    text_column: str
+    pair_column: str | None
+    label_names: tuple[str, ...]
+    metrics: tuple[str, ...]
+    max_length: int  # which fits its texts
+    test_split: str = "validation"
+    kind: str = "classification"
+    more_tests: Mapping[str, str] = field(default_factory=dict)  # name -> split
+
+
+def _glue(name: str, texts: str, labels: str, metrics: str, max_length: int = 128, **more: Any) -> Facts:
+    text, _, pair = texts.partition(" ")
+    return Facts(
+        "nyu-mll/glue", name, text, pair or None, tuple(labels.split()), tuple(metrics.split()), max_length, **more
+    )
+
+
+_RTE = "entailment not_entailment"
+HUB_TASKS = {
+    "imdb": Facts("stanfordnlp/imdb", None, "text", None, ("negative", "positive"), ("accuracy",), 512, "test"),
+    "sst2": _glue("sst2", "sentence", "negative positive", "accuracy"),
+    "cola": _glue("cola", "sentence", "unacceptable acceptable", "matthews"),
+    "mrpc": _glue("mrpc", "sentence1 sentence2", "not_equivalent equivalent", "accuracy f1"),
+    "stsb": _glue("stsb", "sentence1 sentence2", "", "pearson spearman", kind="regression"),
+    "qqp": _glue("qqp", "question1 question2", "not_duplicate duplicate", "accuracy f1", 256),
+    "mnli": _glue(
+        "mnli",
+        "premise hypothesis",
+        "entailment neutral contradiction",
+        "accuracy",
+        256,
+        test_split="validation_matched",
+        more_tests={"mismatched": "validation_mismatched"},
+    ),
+    "qnli": _glue("qnli", "question sentence", _RTE, "accuracy", 256),
+    "rte": _glue("rte", "sentence1 sentence2", _RTE, "accuracy", 256),
+    "wnli": _glue("wnli", "sentence1 sentence2", "not_entailment entailment", "accuracy"),
+}
 
 
 def load_task(data: TaskData) -> LoadedTask:
@@ -27,164 +79,269 @@ def load_task(data: TaskData) -> LoadedTask:
             only.
         ConnectionError: a Hub data set cannot be reached.
     """
-    if data.task == "files":
-        task = _local_files(data)
-    elif data.task == "bible-paraphrase":
+    if data.task == "bible-paraphrase":
         task = bible_paraphrase()
     elif data.task == "genre":
         task = genre_task(data.passage_words)
     elif data.task == "movie-snippets":
         task = movie_snippets(data)
     else:
-        task = _hub_task(data)
+        task = _rows_task(data)
     if data.max_train_rows is not None:
         task.train = task.train.shuffle(seed=data.seed).select(range(min(len(task.train), data.max_train_rows)))
     if data.max_test_rows is not None:
-        task.test = task.test.shuffle(seed=data.seed).select(range(min(len(task.test), data.max_test_rows)))
-    task.counts = {f"{split}_rows": len(getattr(task, split)) for split in ("train", "validation", "test")}
+        for name in ("test", *(f"test_{name}" for name in task.more_tests)):
+            rows = task.splits[name].shuffle(seed=data.seed)
+            task.take({**task.splits, name: rows.select(range(min(len(rows), data.max_test_rows)))})
+    task.counts = {f"{split}_rows": len(rows) for split, rows in task.splits.items()}
     for split, count in task.counts.items():
         if not count:
             raise ValueError(f"task {task.name!r} has no rows in its {split.removesuffix('_rows')} split.")
-    if task.label_names is not None:
+    if task.kind == "classification":
+        names = task.label_names or []
         seen = sorted(set(task.train["label"]))
         if len(seen) < 2:
             raise ValueError(
-                f"task {task.name!r} has a single class ({', '.join(task.label_names[i] for i in seen)}) in its "
+                f"task {task.name!r} has a single class ({', '.join(names[i] for i in seen)}) in its "
                 f"{len(task.train):,} training rows: there is nothing to learn. Check "
-                f"label_column={data.label_column!r}."
+                f"label_column={data.label_column or 'label'!r}."
             )
-        task.baselines = baselines(task)
+        task.baselines = baselines(task.train, task.test, len(names))
     return task
 
 
-def _split_off_by_class(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """As `split_off`, in every class alike. A class keeps a row for training, however rare it is."""
-    classes = np.unique(rows["label"], return_inverse=True)[1]
-    generator, counts = np.random.default_rng(seed), np.bincount(classes)
-    order = generator.permutation(len(rows))
-    order = order[np.argsort(classes[order], kind="stable")]
-    rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)  # within its class
-    place = (rank + np.repeat(generator.random(len(counts)), counts)) / np.repeat(counts, counts)
-    free = len(rows) - len(counts)
-    if not free:
-        raise ValueError(
-            f"{len(rows)} training rows are too few to cut a slice for validation or test from them: each of the "
-            f"{len(counts)} classes has one row. Give more rows, or validation_file and test_file."
-        )
-    count = min(free, max(1, round(len(rows) * fraction)))
-    cut = order[np.argsort(np.where(rank > 0, -place, 1), kind="stable")[:count]]
-    return rows.select(np.setdiff1d(order, cut)), rows.select(np.sort(cut))
+def _facts(data: TaskData) -> tuple[TaskData, Facts | None]:
+    """The section, with what is published of its task where it says nothing."""
+    facts = HUB_TASKS.get(data.task)
+    known = {name: getattr(facts, name) for name in Facts.__dataclass_fields__} if facts else {}
+    more: dict[str, Any] = {"kind": data.kind or (facts.kind if facts else "classification")}
+    for name in known.keys() & TaskData.__dataclass_fields__.keys() - {"kind"}:
+        value = getattr(data, name) or known[name]
+        more[name] = list(value) if isinstance(value, tuple) else value
+    return replace(data, **more), facts
 
 
-def _hub_task(data: TaskData) -> LoadedTask:
-    facts = HUB_TASKS[data.task]
-    splits = {}
-    for split in ("train", facts.test_split):
-        rows = load_hub(data.repository or facts.repository, facts.config, split, data.revision)
-        splits[split] = _named(rows, data.task, facts)
-    train, validation = split_off(splits["train"], data.validation_fraction, data.seed)
+def _rows_task(data: TaskData) -> LoadedTask:
+    data, facts = _facts(data)
+    kind = str(data.kind)
+    if unknown := [name for name in data.metrics if name not in METRICS[kind]]:
+        raise ValueError(f"metrics: {', '.join(unknown)} is none of {', '.join(METRICS[kind])} (kind: {kind}).")
+    sources = {"train": data.train_file or data.train_split}
+    sources |= {
+        name: getattr(data, f"{name}_{'file' if data.train_file else 'split'}") for name in ("validation", "test")
+    }
+    sources |= {f"test_{name}": split for name, split in (facts.more_tests if facts else {}).items()}
+    splits: dict[str, Dataset] = {}
+    names: list[str] | None = None
+    for split, source in sources.items():
+        if source:
+            table = _table(data, source)
+            splits[split] = _read(data, table)
+            if kind in ("classification", "multi-label", "token-classification"):
+                names, splits[split] = _numbered(data, table, splits[split], split, names)
+    by_class = kind == "classification" and len(splits["train"]) > 1
+    for split, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
+        if split not in splits:
+            cut = split_off_by_class if by_class and not facts else split_off
+            splits["train"], splits[split] = cut(splits["train"], fraction, data.seed)
+    more = {name.removeprefix("test_"): splits.pop(name) for name in [*splits] if name.startswith("test_")}
+    metrics = tuple(data.metrics) or _metrics(kind, names)
     return LoadedTask(
-        data.task, train, validation, splits[facts.test_split], list(facts.labels), facts.metrics, facts.max_length
+        data.title,
+        **splits,
+        label_names=names,
+        metrics=metrics,
+        max_length=data.max_length,
+        kind=kind,
+        more_tests=more,
     )
 
 
-def _named(rows: Dataset, title: str, facts: Facts) -> Dataset:
-    """The rows with our column names and no other column, and classes numbered as ours."""
-    names = {"text": facts.text, "label": "label"} | ({"pair": facts.pair} if facts.pair else {})
-    tables.check_columns(title, rows.column_names, names)
-    rows = rows.select_columns(list(names.values()))
-    rows = rows.rename_columns({theirs: ours for ours, theirs in names.items() if ours != theirs})
-    theirs = [name.casefold() for name in getattr(rows.features["label"], "names", None) or ()]
-    known = theirs if set(theirs) == set(facts.labels) else facts.labels  # a copy may have another order
-    number = {i: facts.labels.index(name) for i, name in enumerate(known)}
-    labels: list[Any] = [number.get(label) for label in rows["label"]]
-    if None in labels:
-        place = labels.index(None)
-        raise ValueError(
-            f"{title}, row {place + 1}: the label {rows['label'][place]!r} is none of 0 to {len(facts.labels) - 1} "
-            f"({', '.join(facts.labels)})."
+def _metrics(kind: str, names: list[str] | None) -> tuple[str, ...]:
+    """The kind's, but for tags that name no entities (such as parts of speech) those that need none."""
+    found = KINDS[kind].metrics
+    entities = any(re.match("[BIESLU]-", name) for name in names or ())
+    return found if kind != "token-classification" or entities else tuple(name for name in found if name not in SEQEVAL)
+
+
+@dataclass
+class _Table:
+    """Rows as they stand, their place for messages, and the classes of the label's column where it names them."""
+
+    title: str
+    columns: dict[str, str]  # ours -> theirs
+    rows: Iterable[Mapping[str, Any]]
+    classes: list[str] | None
+
+
+def _table(data: TaskData, source: str) -> _Table:
+    """Of a file, or of a split on the Hub."""
+    given = {ours: getattr(data, f"{ours}_column") for ours in ("text", "pair", "label")}
+    columns = dict(KINDS[str(data.kind)].columns) | {ours: name for ours, name in given.items() if name}
+    if data.choice_columns:
+        columns = {ours: name for ours, name in columns.items() if ours != "pair"}
+        columns |= {f"choice_{i}": name for i, name in enumerate(data.choice_columns)}
+    if data.train_file is None:
+        rows = load_hub(str(data.repository), data.configuration, source, data.revision)
+        title = f"{data.repository}, {source}"
+        tables.check_columns(title, rows.column_names, columns)
+        return _Table(
+            title, columns, tables.rows_of(rows, columns), tables.class_names(rows.features, columns["label"])
         )
-    return with_labels(rows, labels)
-
-
-def _read_file(path: str, data: TaskData) -> Dataset:
-    file = Path(path).expanduser()
+    file = Path(source).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"no file at {path!r}.")
-    if tables.kind_of(file) in (None, "text"):
-        raise ValueError(f"{path!r}: give one of {tables.types('json', 'csv', 'parquet')}.")
+        raise FileNotFoundError(f"no file at {source!r}.")
+    conll = data.kind == "token-classification" and tables.suffix_of(file) in _CONLL
+    if not conll and tables.kind_of(file) in (None, "text"):
+        raise ValueError(f"{source!r}: give one of {tables.types('json', 'csv', 'parquet')}.")
     if tables.kind_of(file) != "parquet":
         tables.check_utf8(file)
-    columns = {"text": data.text_column, "label": data.label_column}
-    columns |= {"pair": data.pair_column} if data.pair_column else {}
-    read = {"text": tables.as_text, "pair": tables.as_text, "label": _as_number if data.regression else _as_class}
-    content: dict[str, list[Any]] = {name: [] for name in columns}
-    for number, row in enumerate(tables.read_rows(file, columns), 1):
-        cells = {name: read[name](row[name], path, number, column) for name, column in columns.items()}
-        empty = [name for name, value in cells.items() if value is None]
+    if conll:
+        return _Table(source, columns, tables.conll_rows(file), None)
+    squad = tables.squad_rows(file) if data.kind == "question-answering" else None
+    rows = tables.read_rows(file, columns) if squad is None else squad
+    return _Table(source, columns, rows, tables.class_names(tables.features_of(file), columns["label"]))
+
+
+def _read(data: TaskData, table: _Table) -> Dataset:
+    """Rows with our column names, each cell of its type."""
+    kind, lists = str(data.kind), _LISTS.get(str(data.kind), ())
+    listed = partial(tables.as_list, data.separator)
+    read: dict[str, Callable[[Any, str, int, str], Any]] = {
+        ours: listed if ours in lists else tables.as_text for ours in table.columns
+    }
+    if "label" not in lists:
+        label = {"regression": tables.as_number, "question-answering": lambda value, *_: value or {}}
+        read["label"] = label.get(kind, tables.as_class)
+    if kind == "multi-label":
+        read["label"] = lambda *cell: listed(*cell) or []  # a row may have none
+    content: dict[str, list[Any]] = {}
+    for number, row in enumerate(table.rows, 1):
+        cells = {ours: read[ours](row[ours], table.title, number, column) for ours, column in table.columns.items()}
+        empty = [ours for ours, value in cells.items() if value is None]
         if empty:
-            raise ValueError(f"{path!r}, row {number}: no {' and no '.join(empty)}. Complete or remove the row.")
+            raise ValueError(f"{table.title}, row {number}: no {' and no '.join(empty)}. Complete or remove the row.")
+        if data.choice_columns:
+            cells["pair"] = [cells.pop(f"choice_{i}") for i in range(len(data.choice_columns))]
+        if kind in _FITTED:
+            cells["label"] = _FITTED[kind](cells, f"{table.title}, row {number}")
         for name, value in cells.items():
-            content[name].append(value)
-    text = datasets.Value("large_string")
-    features = dict.fromkeys(columns, text) | ({"label": datasets.Value("float32")} if data.regression else {})
-    return Dataset.from_dict(content, datasets.Features(features))
+            content.setdefault(name, []).append(value)
+    text, whole = datasets.Value("large_string"), datasets.Value("int64")
+    special = {
+        "regression": datasets.Value("float32"),
+        "question-answering": {"text": datasets.List(text), "answer_start": datasets.List(whole)},
+        "multiple-choice": whole,
+    }
+    names = content or dict.fromkeys(ours for ours in ("text", "pair", "label") if ours in table.columns)
+    features = {ours: datasets.List(text) if ours in lists else text for ours in names}
+    features |= {"label": special[kind]} if kind in special else {}
+    return Dataset.from_dict(content or {ours: [] for ours in names}, datasets.Features(features))
 
 
-def _as_class(value: Any, title: str, row: int, column: str) -> str | None:
-    """The name of a class: text, a whole number, or True and False."""
-    if isinstance(value, float) and not tables.is_empty(value):
-        raise tables.TableError(
-            f"{title}, row {row}, column {column!r}: {value} is a decimal number; set data.regression=true, or give "
-            "classes."
+def _fit_tags(cells: dict[str, Any], place: str) -> list[str]:
+    words, tags = cells["text"], cells["label"]
+    if len(words) != len(tags) or not words:
+        raise TableError(f"{place}: {len(words)} words, but {len(tags)} tags. Give each word one tag.")
+    return tags
+
+
+def _fit_choice(cells: dict[str, Any], place: str) -> int:
+    """The right choice: its text, or its number counted from 0, or its letter."""
+    choices, label = cells["pair"], cells["label"]
+    known = {word: i for i in range(len(choices)) for word in (chr(ord("A") + i), str(i))}
+    known |= {text: i for i, text in enumerate(choices)}
+    if len(choices) < 2 or label not in known:
+        raise TableError(
+            f"{place}: {label!r} is none of its {len(choices)} choices. Give the right one's text, its number counted "
+            "from 0, or its letter from A on."
         )
-    return str(value) if isinstance(value, int) else tables.as_text(value, title, row, column)
+    return known[label]
 
 
-def _as_number(value: Any, title: str, row: int, column: str) -> float | None:
-    if tables.is_empty(value):
-        return None
+def _fit_answers(cells: dict[str, Any], place: str) -> dict[str, list[Any]]:
+    """The answers' texts and places, none where the context has no answer."""
+    given, context = cells["label"], cells["pair"]
     try:
-        number = float(value)
-    except (ValueError, TypeError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise tables.TableError(
-            f"{title}, row {row}, column {column!r}: regression: true, but {repr(value)[:40]} is no number."
+        if isinstance(given, str):
+            pairs: list[tuple[str, Any]] = [(given, None)]
+        elif isinstance(given, dict):  # as the Hub's squad has it
+            pairs = list(zip(given.get("text") or (), given.get("answer_start") or (), strict=True))
+        else:  # as SQuAD's own files have it
+            pairs = [(answer["text"], answer["answer_start"]) for answer in given]
+    except (TypeError, KeyError, ValueError):
+        raise TableError(
+            f"{place}: {str(given)[:60]!r} is no answer. Write {{text: [...], answer_start: [...]}}, or the text alone."
+        ) from None
+    fitted = [_placed(text, start, context, place) for text, start in pairs]
+    return {"text": [text for text, _ in fitted], "answer_start": [start for _, start in fitted]}
+
+
+def _placed(text: str, start: int | None, context: str, place: str) -> tuple[str, int]:
+    """An answer without the blanks around it, and where it begins."""
+    found = context.count(text) if text.strip() else 0
+    if start is None and found == 1:
+        start = context.index(text)
+    if start is None or not found or start < 0 or context[start : start + len(text)] != text:
+        where = f"at character {start} of" if start is not None else "exactly once in"
+        raise TableError(
+            f"{place}: the answer {text[:40]!r} does not stand {where} its context ({found} times in all). Correct the "
+            "answer or answer_start, which counts characters from 0, or remove the row."
         )
-    return number
+    return text.strip(), start + len(text) - len(text.lstrip())
 
 
-def _local_files(data: TaskData) -> LoadedTask:
-    splits = {"train": _read_file(str(data.train_file), data)}
-    for split, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
-        file = getattr(data, f"{split}_file")
-        if file:
-            splits[split] = _read_file(file, data)
-        else:
-            cut = split_off if data.regression or len(splits["train"]) < 2 else _split_off_by_class
-            splits["train"], splits[split] = cut(splits["train"], fraction, data.seed)
-    if data.regression:
-        return LoadedTask("files", **splits, label_names=None, metrics=("mse", "pearson"))
-    names = _class_names(data, set(splits["train"]["label"]))
-    number = {name: i for i, name in enumerate(names)}
-    seen = set(splits["train"]["label"])
-    for split, rows in splits.items():
-        unknown = sorted(set(rows["label"]) - seen)
+# By kind: what the label must be to fit the rest of its row.
+_FITTED: dict[str, Callable[[dict[str, Any], str], Any]] = {
+    "token-classification": _fit_tags,
+    "multiple-choice": _fit_choice,
+    "question-answering": _fit_answers,
+}
+
+
+def _numbered(
+    data: TaskData, table: _Table, rows: Dataset, split: str, names: list[str] | None
+) -> tuple[list[str], Dataset]:
+    """The names of the classes, which the training rows settle, and the rows with their numbers."""
+    lists = isinstance(rows.features["label"], datasets.List)
+    if names is None:
+        seen = {name for label in rows["label"] for name in (label if lists else (label,))}
+        names = data.label_names or table.classes or _class_names(data, seen)
+    number = _number(data.label_names, table.classes) | {name: i for i, name in enumerate(names)}
+
+    def number_of(name: str) -> int | None:
+        return number.get(name, number.get(name.casefold()) if data.label_names else None)
+
+    for place, label in enumerate(rows["label"], 1):
+        unknown = [name for name in (label if lists else (label,)) if number_of(name) is None]
+        if unknown and not (data.label_names or table.classes):
+            raise ValueError(f"the {split} rows hold classes that no training row has: {unknown[0]}.")
         if unknown:
-            raise ValueError(f"the {split} rows hold classes that no training row has: {', '.join(unknown[:5])}.")
-        splits[split] = with_labels(rows, [number[label] for label in rows["label"]])
-    return LoadedTask("files", **splits, label_names=names, metrics=("accuracy", "f1"))
+            raise ValueError(
+                f"{table.title}, row {place}: the label {unknown[0]!r} is none of the {len(names)} classes "
+                f"({', '.join(names[:8])}). Correct or remove the row, or complete label_names."
+            )
+    return names, with_labels(rows, number_of)
+
+
+def _number(names: list[str], theirs: list[str] | None) -> dict[str, int]:
+    """What else may stand for names that the recipe lists: their numbers, other names of theirs, other spellings."""
+    ours = {name.casefold(): i for i, name in enumerate(names)}
+    others = {name: i for i, name in enumerate(theirs or ()) if i < len(names)}
+    same = {name.casefold() for name in others} == ours.keys()  # perhaps in another order
+    plain = {str(i): i for i in range(len(names))}
+    return (plain if not ours.keys() <= plain.keys() else {}) | ({} if same else others) | ours
 
 
 def _class_names(data: TaskData, found: set[str]) -> list[str]:
-    """In the order of a file that numbers its classes, else by value where all are whole numbers, else by letter."""
-    named = tables.class_names(Path(str(data.train_file)).expanduser(), data.label_column)
-    if named:
-        return named
+    """By value where all are whole numbers, else by letter; of tags, `O` first."""
     numbers = all(_NUMBER.fullmatch(name) for name in found)
     if numbers and not all(float(name).is_integer() for name in found):
         raise ValueError(
-            f"label_column={data.label_column!r} holds decimal numbers; set data.regression=true, or give classes."
+            f"label_column={data.label_column or 'label'!r} holds decimal numbers; set data.kind=regression, or give "
+            "classes."
         )
-    return sorted(found, key=lambda name: (float(name) if numbers else 0, name))
+    return sorted(
+        found,
+        key=lambda name: (name != "O" and data.kind == "token-classification", float(name) if numbers else 0, name),
+    )

@@ -1,59 +1,194 @@
-"""Labelled rows for fine-tuning: a table of facts, and the readers behind it.
+"""Labelled rows for fine-tuning: every kind of task in one table, the section `data`, rows as a model reads them.
 
 GLUE hides its test labels, so there (as in the paper) the published validation rows are the test, and validation is a
 slice of the training rows. `bible-paraphrase`, `movie-snippets` and `genre` need no Hub. The labels of
 `bible-paraphrase` and `genre` are constructed: their numbers never belong beside QQP's or anyone's.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
+import datasets
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    DataCollatorForMultipleChoice,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+)
+
+
+PASSAGE_WORDS = 400  # of a passage of `genre`, unless set: 512 tokens and more of most tokenizers
+IGNORED = -100  # the label of a token that has none
+BEYOND = 10**6  # where an answer lies that was cut off: the loss of every model passes over places beyond the row
+Batch = Mapping[str, list[Any]]
+Encoded = tuple[dict[str, Any], list[int]]  # columns, and how many tokens each row lost
+
+
+class Cutter:
+    """A tokenizer that says how many tokens each row lost by being cut to `max_length`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None):
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, *texts: list[Any], truncation: str = "longest_first", **more: Any) -> tuple[Any, list[int]]:
+        whole = self.tokenizer(*texts, verbose=False, **more)
+        lost = [max(0, len(ids) - (self.max_length or len(ids))) for ids in whole["input_ids"]]
+        if any(lost):
+            whole = self.tokenizer(*texts, truncation=truncation, max_length=self.max_length, **more)
+        return whole, lost
+
+
+def encode_texts(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    encoded, lost = cut(*([batch["text"], batch["pair"]] if "pair" in batch else [batch["text"]]))
+    return {**encoded, "label": batch["label"]}, lost
+
+
+def encode_labels(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    """A row's labels as a one or a zero for each of `width` classes."""
+    encoded, lost = encode_texts(batch, cut, width)
+    return encoded | {"label": [[float(i in row) for i in range(width)] for row in batch["label"]]}, lost
+
+
+def encode_words(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    """The first piece of each word has the word's tag, and no other piece has one.
+
+    The words are read as a text, with blanks between them, as a pipeline will read them: byte-level tokenizers have
+    other pieces for a word alone.
+    """
+    encoded, lost = cut([" ".join(words) for words in batch["text"]])
+    labels = [[IGNORED] * len(ids) for ids in encoded["input_ids"]]
+    for i, (words, tags) in enumerate(zip(batch["text"], batch["label"], strict=True)):
+        starts = accumulate((len(word) + 1 for word in words[:-1]), initial=0)
+        for start, tag in zip(starts, tags, strict=True):
+            first = encoded.char_to_token(i, start)
+            if first is not None:
+                labels[i][first] = tag
+    return {**encoded, "labels": labels}, lost
+
+
+def encode_questions(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    """Places of the answer's first and last token, or of the first token of all where the context has no answer.
+
+    `spans` are the characters of the context that each token stands for; (-1, -1) of the other tokens.
+    """
+    try:
+        encoded, lost = cut(batch["text"], batch["pair"], truncation="only_second", return_offsets_mapping=True)
+    except Exception as error:  # tokenizers has no other kind
+        if "Truncation" not in str(error):
+            raise
+        longest = max(batch["text"], key=len)
+        raise ValueError(
+            f"max_length={cut.max_length} leaves no room for a context behind the question {longest[:60]!r}. Raise it, "
+            "or shorten the question."
+        ) from error
+    columns: dict[str, Any] = {"start_positions": [], "end_positions": [], "spans": []}
+    offsets = encoded.pop("offset_mapping")
+    for i, answers in enumerate(batch["label"]):
+        places: list[int | None] = [0, 0]
+        if answers["text"]:
+            text, start = answers["text"][0], answers["answer_start"][0]
+            ends = (start, start + len(text.rstrip()) - 1)
+            places = [encoded.char_to_token(i, place, sequence_index=1) for place in ends]
+            places = [BEYOND, BEYOND] if None in places else places
+        columns["start_positions"].append(places[0])
+        columns["end_positions"].append(places[1])
+        sides = zip(offsets[i], encoded.sequence_ids(i), strict=True)
+        columns["spans"].append([list(span) if side == 1 else [-1, -1] for span, side in sides])
+    return {**encoded, **columns}, lost
+
+
+def encode_choices(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    """Each choice behind the text. Where a row has fewer than `width`, the rest are choices without a token."""
+    counts = [len(choices) for choices in batch["pair"]]
+    texts = [text for text, count in zip(batch["text"], counts, strict=True) for _ in range(count)]
+    encoded, lost = cut(texts, [choice for choices in batch["pair"] for choice in choices])
+    rows = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+    columns = {
+        name: [column[row] + [[]] * (width - (row.stop - row.start)) for row in rows]
+        for name, column in encoded.items()
+    }
+    return {**columns, "label": batch["label"]}, [sum(lost[row]) for row in rows]
+
+
+def _right(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
+    """Padding on the left would move the answers' places."""
+    tokenizer.padding_side = "right"
+    return DataCollatorWithPadding(tokenizer)
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a published task is: columns, labels, metrics, which split is its test, and a length that fits its texts."""
+class Kind:
+    """A head of the family and what its rows are.
 
-    repository: str
-    config: str | None
-    text: str
-    pair: str | None
-    labels: tuple[str, ...]
+    Attributes:
+        head: name of the Auto class, without AutoModelFor.
+        pipeline_tag: the Hub's word for it, which is the pipeline's too, where there is one.
+        fields: of the configuration.
+        columns: ours -> theirs, unless the recipe names them. Without `pair` there is no second column of input.
+        metrics: names of METRICS that are computed unless the recipe names others; the first judges the model.
+        encode: rows -> the columns that the model reads.
+        collator: pads them in a batch.
+    """
+
+    head: str
+    pipeline_tag: str
+    fields: Mapping[str, Any]
+    columns: Mapping[str, str]
     metrics: tuple[str, ...]
-    test_split: str
-    max_length: int
+    encode: Callable[[Batch, Cutter, int], Encoded]
+    collator: Callable[[PreTrainedTokenizerBase], Any]
 
 
-HUB_TASKS = {
-    "imdb": Facts("stanfordnlp/imdb", None, "text", None, ("negative", "positive"), ("accuracy",), "test", 512),
-    "sst2": Facts("nyu-mll/glue", "sst2", "sentence", None, ("negative", "positive"), ("accuracy",), "validation", 128),
-    "qnli": Facts(
-        "nyu-mll/glue",
-        "qnli",
-        "question",
-        "sentence",
-        ("entailment", "not_entailment"),
-        ("accuracy",),
-        "validation",
-        256,
+def _classes(problem_type: str, metrics: tuple[str, ...], encode: Callable[[Batch, Cutter, int], Encoded]) -> Kind:
+    fields: dict[str, Any] = {"problem_type": problem_type}
+    fields |= {"num_labels": 1} if problem_type == "regression" else {}
+    columns = {"text": "text", "label": "label"}
+    head = "SequenceClassification", "text-classification"
+    return Kind(*head, fields, columns, metrics, encode, DataCollatorWithPadding)
+
+
+KINDS = {
+    "classification": _classes("single_label_classification", ("accuracy", "f1"), encode_texts),
+    "regression": _classes("regression", ("mse", "pearson"), encode_texts),
+    "multi-label": _classes("multi_label_classification", ("micro_f1", "macro_f1", "subset_accuracy"), encode_labels),
+    "token-classification": Kind(
+        "TokenClassification",
+        "token-classification",
+        {},
+        {"text": "tokens", "label": "tags"},
+        ("f1", "precision", "recall", "accuracy"),
+        encode_words,
+        DataCollatorForTokenClassification,
     ),
-    "qqp": Facts(
-        "nyu-mll/glue",
-        "qqp",
-        "question1",
-        "question2",
-        ("not_duplicate", "duplicate"),
-        ("accuracy", "f1"),
-        "validation",
-        256,
+    "question-answering": Kind(
+        "QuestionAnswering",
+        "question-answering",
+        {"num_labels": 2},
+        {"text": "question", "pair": "context", "label": "answers"},
+        ("f1", "exact_match"),
+        encode_questions,
+        _right,
+    ),
+    "multiple-choice": Kind(
+        "MultipleChoice",
+        "multiple-choice",
+        {},
+        {"text": "text", "pair": "choices", "label": "label"},
+        ("accuracy",),
+        encode_choices,
+        DataCollatorForMultipleChoice,
     ),
 }
-PASSAGE_WORDS = 400  # of a passage of `genre`, unless set: 512 tokens and more of most tokenizers
+DEMO_TASKS = ("bible-paraphrase", "movie-snippets", "genre")
+OF_THE_HUB = ("repository", "configuration", "revision", "validation_split", "test_split")
+OF_ROWS = (
+    *("kind", "text_column", "pair_column", "label_column", "choice_columns", "separator"),
+    *("label_names", "metrics"),
+)
 
 
 @dataclass
@@ -61,14 +196,25 @@ class TaskData:
     """Section `data` of a fine-tuning recipe.
 
     Args:
-        task: one of the table, or `files` for your own rows.
-        train_file, validation_file, test_file: .csv, .tsv, .jsonl or .json, also as .gz, or .parquet (task: files).
-            Without a validation or test file, that slice is cut from the training rows, in every class alike.
-        text_column, pair_column, label_column: their columns; pair_column for tasks over two texts. What stands in a
-            .csv is text, and so is a class: 01 is not 1, NA is not missing.
-        regression: labels are numbers, not classes (task: files).
+        task: one of the table, `files` for your own rows, or `hub` for any data set of the Hub.
+        kind: classification (one class a row), regression (a number), multi-label (a list of classes, which may be
+            empty), token-classification (a list of words and a tag for each), question-answering (the answer stands in
+            the context) or multiple-choice. By default the task's own, or classification.
+        train_file, validation_file, test_file: .csv, .tsv, .jsonl or .json, also as .gz, or .parquet (task: files); of
+            tokens also .conll or .txt (a word and, last, its tag in each line, an empty line after a sentence), of
+            questions also .json as SQuAD has it. Without a validation or test file, that slice is cut from the
+            training rows, in every class alike.
+        repository, configuration, revision: of a Hub data set; of a task of the table only to read it from elsewhere.
+        train_split, validation_split, test_split: of a Hub data set. Without the latter two, slices are cut.
+        text_column, pair_column, label_column: their columns, by default text and label; tokens and tags; question,
+            context and answers; text, choices and label. pair_column is for tasks over two texts, too. What stands in
+            a .csv is text, and so is a class: 01 is not 1, NA is not missing.
+        choice_columns: one column for each choice, in place of a list of them (kind: multiple-choice).
+        separator: what parts the items of a list that stands in a cell as text, as in a .csv.
+        label_names: the classes in the order of their numbers. By default those of the data set, or else of the
+            training rows, by letter.
+        metrics: of the kind's; the first judges the model. By default the task's own.
         path: the archive that holds the rows (task: movie-snippets).
-        repository, revision: read a Hub task from another repository, or at a fixed commit.
         max_length: tokens of a row, special tokens included; longer ones are truncated and counted. By default the
             task's own, and at most what the model reads.
         validation_fraction, test_fraction: sizes of slices that are cut from the training rows.
@@ -77,17 +223,51 @@ class TaskData:
         seed: of the slices and draws.
     """
 
-    task: Literal["imdb", "sst2", "qnli", "qqp", "bible-paraphrase", "movie-snippets", "genre", "files"]
+    task: Literal[
+        "imdb",
+        "sst2",
+        "cola",
+        "mrpc",
+        "stsb",
+        "qqp",
+        "mnli",
+        "qnli",
+        "rte",
+        "wnli",
+        "bible-paraphrase",
+        "movie-snippets",
+        "genre",
+        "files",
+        "hub",
+    ]
+    kind: (
+        Literal[
+            "classification",
+            "regression",
+            "multi-label",
+            "token-classification",
+            "question-answering",
+            "multiple-choice",
+        ]
+        | None
+    ) = None
     train_file: str | None = None
     validation_file: str | None = None
     test_file: str | None = None
-    text_column: str = "text"
-    pair_column: str | None = None
-    label_column: str = "label"
-    regression: bool = False
-    path: str | None = None
     repository: str | None = None
+    configuration: str | None = None
     revision: str | None = None
+    train_split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = None
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+    choice_columns: list[str] = field(default_factory=list)
+    separator: str | None = None
+    label_names: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
+    path: str | None = None
     max_length: int | None = None
     validation_fraction: float = 0.05
     test_fraction: float = 0.1
@@ -99,6 +279,13 @@ class TaskData:
     def __post_init__(self) -> None:
         if (self.task == "files") != (self.train_file is not None):
             raise ValueError("train_file belongs to task: files, and task: files needs it.")
+        if self.task == "hub" and self.repository is None:
+            raise ValueError("task: hub needs the data set's name: repository.")
+        foreign = OF_THE_HUB if self.task == "files" else OF_THE_HUB + OF_ROWS if self.task in DEMO_TASKS else ()
+        if useless := [name for name in foreign if getattr(self, name)]:
+            raise ValueError(f"{', '.join(useless)} would have no effect with task: {self.task}. Leave it out.")
+        if self.choice_columns and (self.kind != "multiple-choice" or self.pair_column or len(self.choice_columns) < 2):
+            raise ValueError("choice_columns, two or more, belong to kind: multiple-choice without a pair_column.")
         if self.max_length is not None and self.max_length < 4:
             raise ValueError(f"max_length must be at least 4, got {self.max_length}.")
         if self.passage_words < 1 or (self.passage_words != PASSAGE_WORDS and self.task != "genre"):
@@ -108,16 +295,27 @@ class TaskData:
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
 
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return " ".join(filter(None, (self.repository, self.configuration))) if self.task == "hub" else self.task
+
 
 @dataclass
 class LoadedTask:
     """Rows with the columns text, pair (where the task has one) and label.
 
+    By kind: `text` is a list of words for token-classification; `pair` the context for question-answering and the list
+    of choices for multiple-choice. `label` is a number; a list of numbers for multi-label and token-classification;
+    `{"text": [...], "answer_start": [...]}` for question-answering.
+
     Attributes:
-        label_names: names of the classes in the order of their numbers; None for a regression.
-        metrics: names that `build_compute_metrics` knows.
+        label_names: names of the classes in the order of their numbers; None where there are none.
+        metrics: names of METRICS; the first judges the model.
+        kind: a key of KINDS.
         positive: of two classes, the one that F1 is about.
         baselines: test accuracy of answers that need no model.
+        more_tests: further test rows by name.
     """
 
     name: str
@@ -130,6 +328,19 @@ class LoadedTask:
     counts: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, float] = field(default_factory=dict)
     positive: int = 1
+    kind: str = "classification"
+    more_tests: dict[str, Dataset] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> dict[str, Dataset]:
+        """All rows: train, validation, test, and test_NAME of further ones."""
+        more = {f"test_{name}": rows for name, rows in self.more_tests.items()}
+        return {"train": self.train, "validation": self.validation, "test": self.test, **more}
+
+    def take(self, splits: Mapping[str, Dataset]) -> None:
+        """Put other rows into the place of `splits`."""
+        self.train, self.validation, self.test = (splits[name] for name in ("train", "validation", "test"))
+        self.more_tests = {name: splits[f"test_{name}"] for name in self.more_tests}
 
     def take_order(self, names: Sequence[str]) -> bool:
         """Number the classes as `names` does and spell them so; False, and no change, if these are other classes.
@@ -141,10 +352,8 @@ class LoadedTask:
             place = {key(name): i for i, name in enumerate(names)}
             if len(ours) == len(names) == len(place) and {key(name) for name in ours} == place.keys():
                 number = [place[key(name)] for name in ours]
-                self.label_names, self.positive = list(names), number[self.positive]
-                for split in ("train", "validation", "test"):
-                    rows = getattr(self, split)
-                    setattr(self, split, with_labels(rows, [number[label] for label in rows["label"]]))
+                self.label_names, self.positive = list(names), number[self.positive] if len(number) > 1 else 0
+                self.take({split: with_labels(rows, number.__getitem__) for split, rows in self.splits.items()})
                 return True
         return False
 
@@ -156,65 +365,61 @@ def split_off(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datas
     return parts["train"], parts["test"]
 
 
-def with_labels(rows: Dataset, labels: list[int]) -> Dataset:
-    return rows.remove_columns("label").add_column("label", labels)
+def split_off_by_class(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """As `split_off`, in every class alike. A class keeps a row for training, however rare it is."""
+    classes = np.unique(rows["label"], return_inverse=True)[1]
+    generator, counts = np.random.default_rng(seed), np.bincount(classes)
+    order = generator.permutation(len(rows))
+    order = order[np.argsort(classes[order], kind="stable")]
+    rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)  # within its class
+    place = (rank + np.repeat(generator.random(len(counts)), counts)) / np.repeat(counts, counts)
+    free = len(rows) - len(counts)
+    if not free:
+        raise ValueError(
+            f"{len(rows)} training rows are too few to cut a slice for validation or test from them: each of the "
+            f"{len(counts)} classes has one row. Give more rows, or validation_file and test_file."
+        )
+    count = min(free, max(1, round(len(rows) * fraction)))
+    cut = order[np.argsort(np.where(rank > 0, -place, 1), kind="stable")[:count]]
+    return rows.select(np.setdiff1d(order, cut)), rows.select(np.sort(cut))
+
+
+def with_labels(rows: Dataset, number: Callable[[Any], int | None]) -> Dataset:
+    """Every class of the column label, or of the lists in it, replaced by its number."""
+    nested = isinstance(rows.features["label"], datasets.List)
+    labels = [list(map(number, label)) if nested else number(label) for label in rows["label"]]
+    feature = datasets.Value("int64")
+    return rows.remove_columns("label").add_column(
+        "label", labels, feature=datasets.List(feature) if nested else feature
+    )
 
 
 def tokenize_task(task: LoadedTask, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> dict[str, Dataset]:
-    """Splits with the tokenizer's columns and `label`; the number of truncated rows goes into `task.counts`."""
+    """Splits with the columns that the model reads; how many rows lost how many tokens goes into `task.counts`.
 
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        texts = (batch["text"], batch["pair"]) if "pair" in batch else (batch["text"],)
-        encoded = tokenizer(*texts, truncation=max_length is not None, max_length=max_length)
-        return {**encoded, "label": batch["label"]}
-
+    Raises:
+        ValueError: the kind needs to know which characters a token stands for, and the tokenizer does not say.
+    """
+    kind = KINDS[task.kind]
+    if not tokenizer.is_fast and task.kind in ("token-classification", "question-answering"):
+        raise ValueError(f"{task.kind} needs a fast tokenizer, whose tokens have places; this is none. Convert it.")
+    choices = (
+        [len(row) for rows in task.splits.values() for row in rows["pair"]] if task.kind == "multiple-choice" else []
+    )
+    width = max(choices, default=len(task.label_names or ()))
+    cut = Cutter(tokenizer, max_length)
     splits = {}
-    for split in ("train", "validation", "test"):
-        rows: Dataset = getattr(task, split)
-        splits[split] = rows.map(
-            encode,
-            batched=True,
-            remove_columns=rows.column_names,
-            load_from_cache_file=False,
-            desc=f"tokenising {split}",
-        )
-        if max_length is not None:
-            full = sum(len(ids) >= max_length for ids in splits[split]["input_ids"])
-            task.counts[f"{split}_rows_at_max_length"] = full
+    for split, rows in task.splits.items():
+        lost: list[int] = []
+
+        def encode(batch: Batch, lost: list[int] = lost) -> dict[str, Any]:
+            columns, cut_off = kind.encode(batch, cut, width)
+            lost += cut_off
+            return columns
+
+        options = {"batched": True, "remove_columns": rows.column_names, "load_from_cache_file": False}
+        splits[split] = rows.map(encode, **options, desc=f"tokenising {split}")
+        task.counts[f"{split}_truncated_rows"] = sum(map(bool, lost))
+        task.counts[f"{split}_truncated_tokens"] = sum(lost)
     task.counts["max_length"] = max_length
     return splits
-
-
-def baselines(task: LoadedTask) -> dict[str, float]:
-    """Test accuracy of the majority class and, for pairs, of word overlap (thresholds from training rows).
-
-    `shared_words` counts the words that two texts share; `word_overlap` divides them by the words of either (Jaccard).
-    """
-    labels, answers = np.array(task.train["label"]), np.array(task.test["label"])
-    result = {"majority": float((answers == np.bincount(labels).argmax()).mean())}
-    if "pair" in task.train.column_names and task.label_names is not None and len(task.label_names) == 2:
-        train, test = _overlaps(task.train), _overlaps(task.test)
-        for name in ("shared_words", "word_overlap"):
-            threshold, sign = best_threshold(train[name], labels)
-            result[name] = float(((sign * test[name] >= sign * threshold) == answers).mean())
-    return result
-
-
-def _overlaps(rows: Dataset) -> dict[str, np.ndarray]:
-    shared, share = [], []
-    for text, pair in zip(rows["text"], rows["pair"], strict=True):
-        one, two = (set(re.findall(r"\w+", side.lower())) for side in (text, pair))
-        shared.append(len(one & two))
-        share.append(len(one & two) / max(1, len(one | two)))
-    return {"shared_words": np.array(shared, float), "word_overlap": np.array(share)}
-
-
-def best_threshold(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> tuple[float, int]:
-    """(threshold, sign) that label the most rows right by `sign * score >= sign * threshold`."""
-    labels = np.asarray(labels)
-    best = (0.0, 0.0, 1)
-    for sign in (1, -1):
-        for threshold in np.unique(np.quantile(scores, np.linspace(0, 1, 101))):
-            right = float(((sign * scores >= sign * threshold) == labels).mean())
-            best = max(best, (right, float(threshold), sign))
-    return best[1], best[2]

@@ -67,7 +67,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def task_of(recipe: str, overrides: Sequence[str]) -> str:
     data: TaskData = read_finetune(recipe, overrides).build("data")
-    return data.task
+    return data.title
 
 
 def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -87,7 +87,7 @@ def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     failed: list[str] = []
     for recipe, changes in section.recipes.items():
         task = task_of(recipe, changes)
-        tasks[task] = task_runs(section, recipe, run.folder / task)
+        tasks[task] = task_runs(section, recipe, run.folder / folder_name(task))
         failed += failures({f"{task}, {name}": runs["seeds"] for name, runs in tasks[task].items()})
         # After every task: an interrupted comparison leaves what it has.
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,9 @@ def render(tasks: dict[str, dict[str, Any]]) -> str:
             continue
         metric = test_metric(done[0]["metrics"])
         shown = table(runs, metric, metric.removeprefix("test_"), 4, over, columns)
-        baselines = "; ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in done[0]["baselines"].items())
+        baselines = (
+            "; ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in done[0]["baselines"].items()) or "none"
+        )
         rows = done[0]["metrics"]["test_rows"]
         title = f"{task}: {rows:,} test rows, {done[0]['steps']:,} steps, {done[0]['dtype']}"
         blocks.append(f"**{title}**\n\n{shown}\n\nBaselines: {baselines}.")

@@ -1,22 +1,23 @@
-"""`linformer-hf finetune RECIPE.yaml`: sequence classification through Trainer.
+"""`linformer-hf finetune RECIPE.yaml`: every head of the family through Trainer.
 
 A recipe has the sections `model` (FinetuneModel), `data` (TaskData) and `training` (TrainingArguments, verbatim). The
 validation slice guides the training; the test rows are read once, at the end, and are what results.json reports.
 """
 
+import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import transformers
+from datasets import Dataset, concatenate_datasets
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
-    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -24,9 +25,9 @@ from transformers import (
     set_seed,
 )
 
-from ..data.metrics import build_compute_metrics
+from ..data.metrics import SEQEVAL, build_compute_metrics
 from ..data.task_sources import load_task
-from ..data.tasks import LoadedTask, TaskData, tokenize_task
+from ..data.tasks import KINDS, Kind, LoadedTask, TaskData, tokenize_task
 from ..hub.card import CardMetadata, metadata_of
 from ..recipe import load_recipe
 from ..utils.files import loading
@@ -82,26 +83,27 @@ def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel,
 
     Where both have the same classes, the task takes the checkpoint's order of them (`LoadedTask.take_order`).
     """
-    source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    source: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(model.checkpoint, **source)
-    id2label = AutoConfig.from_pretrained(model.checkpoint, **source).id2label
-    names = [str(id2label[i]) for i in sorted(id2label)]
+    before = AutoConfig.from_pretrained(model.checkpoint, **source)
+    names = [str(before.id2label[i]) for i in sorted(before.id2label)]
+    kind = KINDS[task.kind]
+    head: dict[str, Any] = dict(kind.fields)
     if task.label_names is None:
-        same = len(names) == 1
-        head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+        one = task.kind == "regression" and len(names) == 1
+        same = one or any(name.endswith(f"For{kind.head}") for name in before.architectures or ())
     else:
         same = task.take_order(names)
-        head = {
-            "id2label": dict(enumerate(task.label_names)),
-            "label2id": {name: i for i, name in enumerate(task.label_names)},
-            "problem_type": "single_label_classification",
-        }
+        head["id2label"] = dict(enumerate(task.label_names))
+        head["label2id"] = {name: i for i, name in enumerate(task.label_names)}
     config = AutoConfig.from_pretrained(model.checkpoint, **source, **head, **model.overrides())
+    config.metric = next(iter(task.metrics), None)  # what judges it; transformers has no field for that
     attention = model.attn_implementation
+    auto_class = getattr(transformers, f"AutoModelFor{kind.head}")
     if model.random_weights:
         trusted = {"trust_remote_code": model.trust_remote_code, "attn_implementation": attention}
-        return AutoModelForSequenceClassification.from_config(config, **trusted), tokenizer
-    loaded, info = AutoModelForSequenceClassification.from_pretrained(
+        return auto_class.from_config(config, **trusted), tokenizer
+    loaded, info = auto_class.from_pretrained(
         model.checkpoint,
         config=config,
         attn_implementation=attention,
@@ -110,7 +112,8 @@ def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel,
         output_loading_info=True,
         **source,
     )
-    settle_classifier(loaded, info, names, task.label_names or ["a number"], same and not model.new_classifier, model)
+    ours = task.label_names or ["a number" if task.kind == "regression" else task.kind]
+    settle_classifier(loaded, info, names, ours, same and not model.new_classifier, model)
     return loaded, tokenizer
 
 
@@ -163,71 +166,124 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         ValueError, FileNotFoundError, ConnectionError: the task or the checkpoint cannot be read; the message says why.
     """
     recipe = read_recipe(recipe_path, overrides)
-    model_section: FinetuneModel = recipe.build("model")
     data: TaskData = recipe.build("data")
     arguments: TrainingArguments = recipe.build("training")
     run = open_run("finetune", arguments.output_dir, recipe.raw, resume)
 
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing the task"):
-        task = load_task(data)
-        with loading(model_section.checkpoint):
-            model, tokenizer = load_model(model_section, task)
-        limit = getattr(model.config, "max_position_embeddings", None)
-        if limit is not None and data.max_length is not None and data.max_length > limit:
-            raise ValueError(
-                f"data.max_length={data.max_length} is longer than the checkpoint reads "
-                f"(max_position_embeddings={limit}). Lower it, or resize the checkpoint's positions first."
-            )
-        max_length = data.max_length or min(filter(None, (task.max_length, limit)), default=None)
-        splits = tokenize_task(task, tokenizer, max_length)
+        task, model, tokenizer, splits = prepare(data, recipe.build("model"), arguments)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=KINDS[task.kind].collator(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=build_compute_metrics(task.metrics, task.positive),
     )
+
+    judge = partial(_judged_by, trainer, task, splits)
     begin_run(run)
+    judge("validation")
     trained = train(trainer, run.folder, run, resume)
-    validated = trainer.evaluate(splits["validation"])
-    tested = trainer.evaluate(splits["test"], metric_key_prefix="test")
+    measured = trainer.evaluate(judge("validation"))
+    for split in splits:
+        if split.startswith("test"):
+            measured |= trainer.evaluate(judge(split), metric_key_prefix=split)
     save_final(trainer, run.folder)
     if trainer.is_world_process_zero():
         with writing(run.folder):
-            content = report(run, trainer, task, {**trained, **validated, **tested})
+            content = report(run, trainer, task, {**trained, **measured})
         run.tell(summary_table(content), "Fine-tuned model, curve")
     return run.folder
 
 
-def report(run: Run, trainer: Trainer, task: LoadedTask, metrics: dict[str, float]) -> dict[str, Any]:
+def prepare(
+    data: TaskData, section: FinetuneModel, arguments: TrainingArguments
+) -> tuple[LoadedTask, PreTrainedModel, PreTrainedTokenizerBase, dict[str, Dataset]]:
+    """The task, the model with its head and its tokenizer, and the splits as it reads them."""
+    task = load_task(data)
+    _check(task, arguments)
+    with loading(section.checkpoint):
+        model, tokenizer = load_model(section, task)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and data.max_length is not None and data.max_length > limit:
+        raise ValueError(
+            f"data.max_length={data.max_length} is longer than the checkpoint reads "
+            f"(max_position_embeddings={limit}). Lower it, or resize the checkpoint's positions first."
+        )
+    max_length = data.max_length or min(filter(None, (task.max_length, limit)), default=None)
+    splits = tokenize_task(task, tokenizer, max_length)
+    if told := truncation(task.counts):
+        logger.warning("%s", told)
+    return task, model, tokenizer, splits
+
+
+def _judged_by(trainer: Trainer, task: LoadedTask, splits: Mapping[str, Dataset], split: str) -> Dataset:
+    """The rows of a split, by which the trainer judges from now on."""
+    asked = task.kind == "question-answering"
+    rows = concatenate_datasets([task.splits[split], splits[split]], axis=1) if asked else None
+    names = task.label_names or ()
+    trainer.compute_metrics = build_compute_metrics(task.kind, task.metrics, names, task.positive, rows)
+    return splits[split]
+
+
+def _check(task: LoadedTask, arguments: TrainingArguments) -> None:
+    """Raise a ValueError for what would fail, or be wrong, after the training."""
+    if {*SEQEVAL} & {*task.metrics} and task.kind == "token-classification" and not importlib.util.find_spec("seqeval"):
+        raise ValueError(
+            "entities are counted by seqeval: pip install 'linformer_hf[tagging]', or set metrics: [accuracy]."
+        )
+    if task.kind == "question-answering" and arguments.train_sampling_strategy == "group_by_length":
+        raise ValueError(
+            "training.train_sampling_strategy: group_by_length changes the order of test rows too, by which answers "
+            "and questions belong together. Leave it out."
+        )
+
+
+def truncation(counts: Mapping[str, Any]) -> str:
+    """In one line: how many rows of which split lost how many tokens; nothing if none did."""
+    cut = [
+        f"{counts[f'{split}_truncated_rows']:,} of {rows:,} {split.replace('_', ' ')} rows ({tokens:,} tokens)"
+        for split, rows, tokens in (
+            (name.removesuffix("_rows"), counts[name], counts[name.replace("_rows", "_truncated_tokens")])
+            for name in counts
+            if name.endswith("_rows") and not name.endswith("_truncated_rows")
+        )
+        if tokens
+    ]
+    return f"max_length={counts['max_length']:,} cuts off the end of {', '.join(cut)}." if cut else ""
+
+
+def report(run: Run, trainer: Trainer, task: LoadedTask, measured: dict[str, float]) -> dict[str, Any]:
     """Write results.json, curve.png and README.md; the first one's content."""
+    metrics: dict[str, Any] = {}
+    for split, rows in task.splits.items():
+        if split != "train":
+            prefix = "eval" if split == "validation" else split
+            metrics |= {f"{split}_{name}": measured[f"{prefix}_{name}"] for name in task.metrics}
+            metrics[f"{split}_rows"] = len(rows)
+    # The test first: it is what the model is judged by.
+    metrics = dict(sorted(metrics.items(), key=lambda item: not item[0].startswith("test")))
     content = results(
         run,
         trainer,
         task=task.name,
         data=task.counts,
-        metrics={
-            **{f"test_{name}": metrics[f"test_{name}"] for name in task.metrics},
-            "test_rows": len(task.test),
-            **{f"validation_{name}": metrics[f"eval_{name}"] for name in task.metrics},
-            "validation_rows": len(task.validation),
-        },
+        metrics=metrics,
         baselines=task.baselines,
-        train_seconds=metrics["train_runtime"],
-        skipped_steps=metrics["skipped_steps"],
-        train_rows_per_second=metrics["train_samples_per_second"],
+        train_seconds=measured["train_runtime"],
+        skipped_steps=measured["skipped_steps"],
+        train_rows_per_second=measured["train_samples_per_second"],
     )
     start = "random weights" if run.recipe["model"].get("random_weights") else "pretrained weights"
     title = f"{task.name}, from {start}"
-    content["card"] = card(content, title)
+    content["card"] = card(content, title, KINDS[task.kind])
     write_results(run, content, title)
     return content
 
 
-def card(content: dict[str, Any], title: str) -> dict[str, Any]:
+def card(content: dict[str, Any], title: str, kind: Kind) -> dict[str, Any]:
     """What the model card says (see model_card)."""
     metrics, task = content["metrics"], content["task"]
     rows = {name.replace("_", " "): value for name, value in metrics.items()}
@@ -236,7 +292,7 @@ def card(content: dict[str, Any], title: str) -> dict[str, Any]:
     evaluated = [
         {"dataset": task, "split": "test", "metric": name.removeprefix("test_"), "value": value}
         for name, value in metrics.items()
-        if name.startswith("test_") and name != "test_rows"
+        if name.startswith("test_") and not name.endswith("_rows")
     ]
     return dict(
         title=title,
@@ -245,13 +301,13 @@ def card(content: dict[str, Any], title: str) -> dict[str, Any]:
             "steps."
         ),
         metrics=rows,
-        notes="The test rows were read once, after training; validation is a part of the training rows.",
+        notes=f"The test rows were read once, after training. {truncation(content['data'])}".rstrip(),
         limits=(
             "It has learned this task from these rows and no other. It has not been tested for bias or safety; do not "
             "use it for decisions about people."
         ),
-        auto_class="AutoModelForSequenceClassification",
-        pipeline_tag="text-classification",
+        auto_class=f"AutoModelFor{kind.head}",
+        pipeline_tag=kind.pipeline_tag,
         evaluated=evaluated,
         **metadata_of(content["recipe"]),
     )
