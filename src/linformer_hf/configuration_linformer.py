@@ -24,10 +24,12 @@ What differs from `BertConfig`:
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 import transformers
 
 
@@ -41,6 +43,20 @@ except ImportError as error:
     ) from error
 
 from transformers.activations import ACT2FN
+
+
+if not hasattr(torch.nn.Module, "register_load_state_dict_pre_hook"):
+    raise ImportError(
+        f"A Linformer needs torch 2.6 or later, and this is torch {torch.__version__}: pip install 'torch>=2.6'."
+    )
+try:
+    from transformers.utils.generic import merge_with_config_defaults
+    from transformers.utils.output_capturing import capture_outputs
+except ImportError:  # transformers 5.0 and 5.1: one decorator does both
+    from transformers.utils.generic import check_model_inputs as capture_outputs
+
+    def merge_with_config_defaults(forward: Callable) -> Callable:
+        return forward
 
 
 LEARNED_TYPES = ("linear", "fixed", "conv")  # types that own numbers: something to initialise and to share
@@ -341,4 +357,4 @@ class LinformerConfig(PreTrainedConfig):
             raise ValueError(f"local_window must be at least 0 (0: no band of single tokens), got {self.local_window}.")
 
 
-__all__ = ["LinformerConfig"]
+__all__ = ["LinformerConfig", "capture_outputs", "merge_with_config_defaults"]

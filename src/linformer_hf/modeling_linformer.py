@@ -71,7 +71,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import is_tracing
 
-from .configuration_linformer import AUTO_MAP, LinformerConfig
+from .configuration_linformer import AUTO_MAP, LinformerConfig, capture_outputs, merge_with_config_defaults
 from .projection_linformer import LinformerProjection, slot_edges
 from .tokens_linformer import (
     ID_TYPES,
@@ -80,30 +80,18 @@ from .tokens_linformer import (
     check_inputs,
     check_range,
     check_shape,
+    cross_entropy,
     exact,
     flat_rows,
     holds,
     ignore_padding,
     in_general_form,
+    mean_loss,
     padded_beyond_n,
     readable,
     refuse_flat,
     shut,
 )
-
-
-if not hasattr(nn.Module, "register_load_state_dict_pre_hook"):
-    raise ImportError(
-        f"A Linformer needs torch 2.6 or later, and this is torch {torch.__version__}: pip install 'torch>=2.6'."
-    )
-try:
-    from transformers.utils.generic import merge_with_config_defaults
-    from transformers.utils.output_capturing import capture_outputs
-except ImportError:  # transformers 5.0 and 5.1: one decorator does both
-    from transformers.utils.generic import check_model_inputs as capture_outputs
-
-    def merge_with_config_defaults(forward: Callable) -> Callable:
-        return forward
 
 
 # Tokens of a block: enough for a matrix product to run at full speed, few enough to stay in the cache.
@@ -115,29 +103,6 @@ LM_BIAS = "cls.predictions.decoder.bias"
 # A function that gives the projection: were the module an argument itself, hooks that bring a layer's weights from
 # elsewhere (accelerate) would try to move it too.
 SharedProjection = Callable[[], LinformerProjection | None]
-
-
-def mean_loss(total: torch.Tensor, count: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None):
-    """`total` (a sum over labels) over the labels of the whole optimizer step if known, else over those seen here."""
-    if num_items_in_batch is None:
-        return total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
-    if isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
-
-
-def cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    num_items_in_batch: torch.Tensor | int | None = None,
-    ignore_index: int = -100,
-) -> torch.Tensor:
-    """Mean cross entropy of logits [n, classes] against labels [n]; 0 if every label is ignored."""
-    if labels.is_floating_point():
-        raise ValueError(f"labels must be ids of classes (int64), got {labels.dtype}.")
-    labels, logits = labels.to(logits.device, torch.int64), logits.to(exact(logits.dtype))
-    total = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return mean_loss(total, (labels != ignore_index).sum(), num_items_in_batch)
 
 
 def dropout_factor(states: torch.Tensor, rate: float) -> torch.Tensor:

@@ -229,6 +229,29 @@ def ignore_padding(labels: torch.Tensor, attention_mask: torch.Tensor | None) ->
     return labels if attention_mask is None else labels.masked_fill(attention_mask.to(labels.device) == 0, -100)
 
 
+def mean_loss(total: torch.Tensor, count: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None):
+    """`total` (a sum over labels) over the labels of the whole optimizer step if known, else over those seen here."""
+    if num_items_in_batch is None:
+        return total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = -100,
+) -> torch.Tensor:
+    """Mean cross entropy of logits [n, classes] against labels [n]; 0 if every label is ignored."""
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be ids of classes (int64), got {labels.dtype}.")
+    labels, logits = labels.to(logits.device, torch.int64), logits.to(exact(logits.dtype))
+    total = torch.nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return mean_loss(total, (labels != ignore_index).sum(), num_items_in_batch)
+
+
 def encode_elsewhere(forward: Callable, model: Any, arguments: Iterable, kwargs: dict, put_back: Callable) -> Any:
     """`forward` of a batch that was made of another one; states and maps are `put_back` to where the tokens stood."""
     as_dict = kwargs.pop("return_dict", None)
