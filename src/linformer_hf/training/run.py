@@ -23,7 +23,7 @@ from ..utils.files import CURVE_FILE, RECIPE_FILE, RESULTS_FILE, read_json, reco
 from ..utils.full_disk import DiskFull
 from ..utils.processes import Interrupted, is_main_process
 from ..utils.runs import Run
-from . import trackers
+from . import agreement, trackers
 from .callbacks import AlreadyTrained, Watch
 from .checkpoints import (
     Seal,
@@ -51,7 +51,7 @@ def open_run(verb: str, output_dir: str | None, recipe: Mapping[str, Any], resum
     Raises:
         FileExistsError: the folder holds something and `resume` is False, or it holds a finished run.
         ValueError: `resume` with another `model` or `data` section than the interrupted run had; a tracker that is
-            not installed.
+            not installed; or the processes that share the run differ.
     """
     if not output_dir:
         raise ValueError("training.output_dir is missing: name the folder that the run may fill.")
@@ -60,6 +60,7 @@ def open_run(verb: str, output_dir: str | None, recipe: Mapping[str, Any], resum
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"training.output_dir {folder} is a file; name a folder.")
     run = Run(verb, recipe, folder)
+    agreement.check_start(recipe, folder)
     if not is_main_process():
         return run
     if (folder / RESULTS_FILE).exists():
