@@ -21,9 +21,9 @@ from ..utils.environment import peak_memory_mib
 from ..utils.figures import new_figure, save_figure
 from ..utils.files import CURVE_FILE, RECIPE_FILE, RESULTS_FILE, read_json, record, write_json
 from ..utils.full_disk import DiskFull
-from ..utils.processes import Interrupted, is_main_process
+from ..utils.processes import Interrupted, is_main_process, lost
 from ..utils.runs import Run
-from . import agreement, trackers
+from . import agreement, sharding, trackers
 from .callbacks import AlreadyTrained, Watch
 from .checkpoints import (
     Seal,
@@ -147,14 +147,11 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
         Interrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
         FloatingPointError: the loss or a weight is not finite.
         DiskFull: a checkpoint cannot be written.
-        ValueError: FSDP is asked for and would not be used; or there are checkpoints and every one is damaged.
+        ConnectionError: another process does not answer any more.
+        ValueError: there are checkpoints and every one is damaged; or what `sharding.prepare` refuses.
     """
-    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
-        raise ValueError(
-            "training.fsdp: accelerate shards no model on CPUs (it would train whole copies without a word). Leave "
-            "training.fsdp out, or train on GPUs."
-        )
     checkpoint = last_whole_checkpoint(folder) if resume else None
+    sharding.prepare(trainer, checkpoint)
     if resume:
         if checkpoint is None and (damaged := {path.name: incomplete(path) for path in ended_in(folder)}):
             raise ValueError(
@@ -182,6 +179,11 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
                 trainer._load_best_model()
             metrics = {"train_runtime": 0.0, "train_samples_per_second": 0.0}
         except Exception as error:
+            if lost(error):
+                raise ConnectionError(
+                    f"another process of this run has died or cannot be reached ({error}). The last whole checkpoint "
+                    f"is {last_whole_checkpoint(folder)}: end what still runs, and give the same command with --resume."
+                ) from error
             if checkpoint is None or seal.begun or isinstance(error, OSError):
                 raise
             # Its text may advise to read the file without protection; --traceback shows it.

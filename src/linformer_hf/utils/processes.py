@@ -99,6 +99,11 @@ def check_count(expected: int | None, verb: str) -> None:
         )
 
 
+def lost(error: BaseException) -> bool:
+    """Whether it is what torch raises where another process no longer answers."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def leave_group() -> bool:
     """Leave the processes that share a run, when all of them have come so far; whether there are any.
 

@@ -1,0 +1,53 @@
+"""Models whose weights are dealt out over the processes: FSDP2 and DeepSpeed, both through Trainer."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, Trainer
+
+
+# What a checkpoint of each has and no other: with it Trainer resumes under the same alone.
+MARKS = {"FSDP": "pytorch_model_fsdp.bin", "DeepSpeed": "latest"}
+
+
+def prepare(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Let FSDP wrap the model's layers, if the recipe does not say what else.
+
+    Args:
+        checkpoint: that training goes on from.
+
+    Raises:
+        ValueError: FSDP is asked for and would not be used, or would write shards; the checkpoint was not written as
+            the model is dealt out now.
+    """
+    now = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed" if trainer.is_deepspeed_enabled else None
+    if trainer.args.fsdp and now != "FSDP":
+        raise ValueError(
+            "training.fsdp: accelerate shards no model on CPUs (it would train whole copies without a word). Leave "
+            "training.fsdp out, or train on GPUs."
+        )
+    then = None if checkpoint is None else next((name for name, f in MARKS.items() if (checkpoint / f).exists()), None)
+    if checkpoint is not None and now != then:
+        how = f"under {then}" if then else "without FSDP or DeepSpeed"
+        raise ValueError(
+            f"{checkpoint} was written {how} and resumes so only. "
+            f"Use the recipe that it was begun with, or begin another run with model.checkpoint={checkpoint}."
+        )
+    if now == "FSDP":
+        plugin = trainer.accelerator.state.fsdp_plugin
+        if "FULL" not in str(plugin.state_dict_type):
+            raise ValueError(
+                f"FSDP's {plugin.state_dict_type} leaves out configuration, tokenizer and whole weights. Set "
+                "training.fsdp_config.state_dict_type (of accelerate launch: fsdp_state_dict_type) to FULL_STATE_DICT."
+            )
+        if plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = layer_names(trainer.model)
+
+
+def layer_names(model: PreTrainedModel) -> list[str]:
+    """The classes that FSDP wraps: those that the model keeps whole, but for what holds the input embeddings.
+
+    accelerate groups these with the words that are tied to them. By default it wraps them twice, which torch refuses.
+    """
+    words = model.get_input_embeddings()
+    holds = {type(module).__name__: words in module.modules() for module in model.modules()}
+    return [name for name in model._no_split_modules or () if holds.get(name) is False]
