@@ -816,7 +816,7 @@ class LinformerPreTrainedModel(PreTrainedModel):
 
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)  # empty but on the first process
             weights = kwargs.pop("state_dict", None) or get_model_state_dict(self, options=options)
-            plain = object.__new__(after)
+            plain: Any = object.__new__(after)
             plain.__dict__ = self.__dict__
             tied = self.all_tied_weights_keys  # gathered, they are no longer one tensor
             if weights := {name: weight for name, weight in weights.items() if name not in tied}:
