@@ -68,8 +68,7 @@ def test_a_machine_that_is_cut_off_ends_the_run_which_resumes(machines, texts, t
         launch = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint={ADDRESSES[0]}:29500"]
         command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *launch]
         ours = [f"training.output_dir={folder}", f"data.cache_dir={tmp_path / f'cache-{i}'}", HALF]
-        # With use_cpu transformers would pass no timeout on.
-        ours += ["training.use_cpu=false", f"training.ddp_timeout={SECONDS}", "--expect-processes", "2"]
+        ours += [f"training.ddp_timeout={SECONDS}", "--expect-processes", "2"]
         command += [f"--rdzv_conf=is_host={1 - i}", f"--local_addr={address}", str(program), recipe, *ours]
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": "cable", "OMP_NUM_THREADS": "1"}
         with (tmp_path / f"log-{i}").open("wb") as log:

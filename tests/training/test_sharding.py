@@ -111,12 +111,22 @@ def test_sharded_processes_that_die_resume_to_the_last_bit(recipe, two, place):
     folder = place / "killed"
     assert sharded(recipe, folder, DIE="1") == [9, 9]
     assert last_whole_checkpoint(folder) == folder / "checkpoint-10"
-    trainer = SimpleNamespace(args=SimpleNamespace(fsdp=[]), is_fsdp_enabled=False, is_deepspeed_enabled=False)
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(fsdp=[], world_size=1, use_cpu=False), is_fsdp_enabled=False, is_deepspeed_enabled=False
+    )
     with pytest.raises(ValueError, match=r"checkpoint-10 was written under FSDP and resumes so only\. Use the recipe"):
         sharding.prepare(trainer, folder / "checkpoint-10")
     assert sharded(recipe, folder, "--resume") == [0, 0], said(folder)
     assert "Resuming from" in folder.with_suffix(".0.log").read_text(errors="replace")
     assert_same_run(folder, two)
+
+
+def test_processes_that_would_each_train_alone_are_refused(monkeypatch):
+    """As accelerate has it where there is neither an accelerator nor use_cpu."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    trainer = SimpleNamespace(args=SimpleNamespace(world_size=1))
+    with pytest.raises(ValueError, match=r"2 processes were started, .* set training\.use_cpu=true"):
+        sharding.prepare(trainer, None)
 
 
 def test_only_layers_are_wrapped():
@@ -129,7 +139,7 @@ def test_shards_alone_are_refused():
     """They hold neither configuration nor tokenizer."""
     plugin = SimpleNamespace(state_dict_type="StateDictType.SHARDED_STATE_DICT")
     trainer = SimpleNamespace(
-        args=SimpleNamespace(fsdp=[]),
+        args=SimpleNamespace(fsdp=[], world_size=1, use_cpu=False),
         is_fsdp_enabled=True,
         accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)),
     )

@@ -1,7 +1,9 @@
 """Models whose weights are dealt out over the processes: FSDP2 and DeepSpeed, both through Trainer."""
 
+import os
 from pathlib import Path
 
+import torch.distributed
 from transformers import PreTrainedModel, Trainer
 
 
@@ -10,15 +12,23 @@ MARKS = {"FSDP": "pytorch_model_fsdp.bin", "DeepSpeed": "latest"}
 
 
 def prepare(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Let FSDP wrap the model's layers, if the recipe does not say what else.
+    """Let FSDP wrap the model's layers, if the recipe does not say what else, and `ddp_timeout` count on CPUs.
 
     Args:
         checkpoint: that training goes on from.
 
     Raises:
-        ValueError: FSDP is asked for and would not be used, or would write shards; the checkpoint was not written as
-            the model is dealt out now.
+        ValueError: each process would train alone; FSDP is asked for and would not be used, or would write shards; the
+            checkpoint was not written as the model is dealt out now.
     """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > trainer.args.world_size:
+        raise ValueError(
+            f"{started} processes were started, but without an accelerator accelerate takes each for one alone: set "
+            "training.use_cpu=true."
+        )
+    if trainer.args.use_cpu and torch.distributed.is_initialized():  # transformers passes it on elsewhere only
+        torch.distributed.distributed_c10d._set_pg_timeout(trainer.args.ddp_timeout_delta)
     now = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed" if trainer.is_deepspeed_enabled else None
     if trainer.args.fsdp and now != "FSDP":
         raise ValueError(
