@@ -20,6 +20,7 @@ from waiting import HANG
 
 
 STEPS = 20
+PLAIN = SimpleNamespace(fsdp=[], deepspeed=None, world_size=1, use_cpu=False)  # training arguments
 # What accelerate finds where there are accelerators; and each process notes how many numbers of the weights it holds.
 DOUBLE = """
 import os
@@ -112,7 +113,9 @@ def test_sharded_processes_that_die_resume_to_the_last_bit(recipe, two, place):
     assert sharded(recipe, folder, DIE="1") == [9, 9]
     assert last_whole_checkpoint(folder) == folder / "checkpoint-10"
     trainer = SimpleNamespace(
-        args=SimpleNamespace(fsdp=[], world_size=1, use_cpu=False), is_fsdp_enabled=False, is_deepspeed_enabled=False
+        args=PLAIN,
+        is_fsdp_enabled=False,
+        is_deepspeed_enabled=False,
     )
     with pytest.raises(ValueError, match=r"checkpoint-10 was written under FSDP and resumes so only\. Use the recipe"):
         sharding.prepare(trainer, folder / "checkpoint-10")
@@ -129,6 +132,14 @@ def test_processes_that_would_each_train_alone_are_refused(monkeypatch):
         sharding.prepare(trainer, None)
 
 
+def test_deepspeed_that_would_shard_nothing_is_refused():
+    """With use_cpu accelerate leaves it out; FSDP is refused so in test_processes.py."""
+    ours = SimpleNamespace(fsdp=[], deepspeed="ds.json", world_size=1, use_cpu=True)
+    trainer = SimpleNamespace(args=ours, is_fsdp_enabled=False, is_deepspeed_enabled=False)
+    with pytest.raises(ValueError, match=r"training\.deepspeed: accelerate shards no model on CPUs"):
+        sharding.prepare(trainer, None)
+
+
 def test_only_layers_are_wrapped():
     """What holds the words is left to accelerate, which groups them with the decoder that is tied to them."""
     model = LinformerForMaskedLM(LinformerConfig(**MODEL, vocab_size=50))
@@ -139,7 +150,7 @@ def test_shards_alone_are_refused():
     """They hold neither configuration nor tokenizer."""
     plugin = SimpleNamespace(state_dict_type="StateDictType.SHARDED_STATE_DICT")
     trainer = SimpleNamespace(
-        args=SimpleNamespace(fsdp=[], world_size=1, use_cpu=False),
+        args=PLAIN,
         is_fsdp_enabled=True,
         accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)),
     )

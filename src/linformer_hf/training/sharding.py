@@ -18,7 +18,7 @@ def prepare(trainer: Trainer, checkpoint: Path | None) -> None:
         checkpoint: that training goes on from.
 
     Raises:
-        ValueError: each process would train alone; FSDP is asked for and would not be used, or would write shards; the
+        ValueError: each process would train alone; FSDP or DeepSpeed would not be used, or FSDP would write shards; the
             checkpoint was not written as the model is dealt out now.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -30,11 +30,12 @@ def prepare(trainer: Trainer, checkpoint: Path | None) -> None:
     if trainer.args.use_cpu and torch.distributed.is_initialized():  # transformers passes it on elsewhere only
         torch.distributed.distributed_c10d._set_pg_timeout(trainer.args.ddp_timeout_delta)
     now = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed" if trainer.is_deepspeed_enabled else None
-    if trainer.args.fsdp and now != "FSDP":
-        raise ValueError(
-            "training.fsdp: accelerate shards no model on CPUs (it would train whole copies without a word). Leave "
-            "training.fsdp out, or train on GPUs."
-        )
+    for name, key in (("FSDP", "fsdp"), ("DeepSpeed", "deepspeed")):
+        if getattr(trainer.args, key) and now != name:
+            raise ValueError(
+                f"training.{key}: accelerate shards no model on CPUs (it would train whole copies without a word). "
+                f"Leave training.{key} out, or train on GPUs."
+            )
     then = None if checkpoint is None else next((name for name, f in MARKS.items() if (checkpoint / f).exists()), None)
     if checkpoint is not None and now != then:
         how = f"under {then}" if then else "without FSDP or DeepSpeed"
