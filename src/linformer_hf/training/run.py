@@ -182,7 +182,7 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
             if lost(error):
                 raise ConnectionError(
                     f"another process of this run has died or cannot be reached ({error}). The last whole checkpoint "
-                    f"is {last_whole_checkpoint(folder) or 'not written yet'}: end what still runs, and give the same command with --resume."
+                    f"is {last_whole_checkpoint(folder)}. End what still runs, and give the same command with --resume."
                 ) from error
             if checkpoint is None or seal.begun or isinstance(error, OSError):
                 raise
