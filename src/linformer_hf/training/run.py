@@ -78,7 +78,8 @@ def open_run(verb: str, output_dir: str | None, recipe: Mapping[str, Any], resum
             way_out = "Delete it, and --resume goes on without comparing the recipes."
             before = read_json(folder / RECIPE_FILE, way_out)
             for section in ("model", "data", "distillation"):
-                if before.get(section) != recipe.get(section):
+                then, now = ({**(said.get(section) or {}), "cache_dir": None} for said in (before, recipe))
+                if then != now:  # but for where the cache is: it may be another machine's
                     raise ValueError(
                         f"--resume: section {section!r} differs from the interrupted run in {folder}: "
                         f"{before.get(section)} then, {recipe.get(section)} now. Use the same recipe, or another "
