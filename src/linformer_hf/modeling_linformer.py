@@ -805,23 +805,7 @@ class LinformerPreTrainedModel(PreTrainedModel):
         cls._auto_class = None  # of a subclass, other code is to be saved, if it is registered itself
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
-        """PreTrainedModel's. config.json names the classes of this file only where this file is saved beside it.
-
-        A model that torch's `fully_shard` has dealt out is saved whole; all processes come here, and the first one
-        writes.
-        """
-        before, after = type(self).__mro__[1:3]
-        if before.__module__.startswith("torch.distributed."):  # of whose file custom code would be a copy
-            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # here: slow
-
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True)  # empty but on the first process
-            weights = kwargs.pop("state_dict", None) or get_model_state_dict(self, options=options)
-            plain: Any = object.__new__(after)
-            plain.__dict__ = self.__dict__
-            tied = self.all_tied_weights_keys  # gathered, they are no longer one tensor
-            if weights := {name: weight for name, weight in weights.items() if name not in tied}:
-                plain.save_pretrained(save_directory, state_dict=weights, **kwargs)
-            return
+        """PreTrainedModel's. config.json names the classes of this file only where this file is saved beside it."""
         self.config.auto_map = dict(AUTO_MAP)
         if type(self).__module__ != __name__ or self._auto_class is None:
             del self.config.auto_map

@@ -1,7 +1,9 @@
 """Models whose weights are dealt out over the processes: FSDP2 and DeepSpeed, both through Trainer."""
 
 import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from transformers import PreTrainedModel, Trainer
@@ -52,6 +54,19 @@ def prepare(trainer: Trainer, checkpoint: Path | None) -> None:
             )
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = layer_names(trainer.model)
+        trainer.model.save_pretrained = partial(save_whole, trainer.model, type(trainer.model))
+
+
+def save_whole(model: PreTrainedModel, kind: type, folder: str, state_dict: dict[str, Any], **options: Any) -> None:
+    """Save gathered weights as the class `kind` that the model had before FSDP gave it one of torch's own module.
+
+    Else that module's files would be saved as the model's code.
+    """
+    plain: Any = object.__new__(kind)
+    plain.__dict__ = {name: value for name, value in model.__dict__.items() if name != "save_pretrained"}
+    tied = model.all_tied_weights_keys  # gathered, they are no longer one tensor
+    weights = {name: weight for name, weight in state_dict.items() if name not in tied}
+    plain.save_pretrained(folder, state_dict=weights, **options)
 
 
 def layer_names(model: PreTrainedModel) -> list[str]:
