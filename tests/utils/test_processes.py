@@ -58,6 +58,7 @@ def test_a_process_alone_is_the_main_one_and_has_no_group(monkeypatch):
 def test_a_process_that_is_lost_is_known_by_what_torch_raises():
     gloo = "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 20000ms for recv operation"
     assert lost(RuntimeError(gloo))
+    assert lost(RuntimeError("Application timeout caused pair closure"))
     assert lost(torch.distributed.DistBackendError("NCCL error"))
     assert not lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not lost(ValueError(gloo))

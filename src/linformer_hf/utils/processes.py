@@ -6,6 +6,7 @@ A training notes signals instead of ending at them (see `watch`).
 import atexit
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,7 +102,8 @@ def check_count(expected: int | None, verb: str) -> None:
 
 def lost(error: BaseException) -> bool:
     """Whether it is what torch raises where another process no longer answers."""
-    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    gloo = isinstance(error, RuntimeError) and re.search(r"\bgloo\b|pair closure|by peer", str(error))
+    return isinstance(error, torch.distributed.DistError) or bool(gloo)
 
 
 def leave_group() -> bool:
