@@ -52,13 +52,13 @@ def ended(process: multiprocessing.Process) -> int:
     return process.exitcode
 
 
-def pair(program: str | Path, *arguments: str | Path, log: Path, **environment: str) -> list[int]:
-    """The exit status of two processes that share a training, started with what torchrun tells its own."""
+def pair(program: str | Path, *arguments: str | Path, log: Path, count: int = 2, **environment: str) -> list[int]:
+    """The exit status of two or `count` processes that share a training, started with what torchrun tells its own."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} | environment
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)} | environment
     running = [
         fork(program, *arguments, log=log.with_suffix(f".{rank}.log"), RANK=str(rank), LOCAL_RANK=str(rank), **shared)
-        for rank in range(2)
+        for rank in range(count)
     ]
     return [ended(process) for process in running]

@@ -936,7 +936,8 @@ class LinformerModel(LinformerPreTrainedModel):
     def _as_made(self, *parts: nn.Module) -> bool:
         """Whether nobody has changed, hooked or compiled a module of these parts."""
         capturing = getattr(self, "_output_capturing_hooks_installed", False)  # transformers' own; asleep unless asked
-        return not torch.nn.modules.module._has_any_global_hook() and all(
+        everywhere = vars(torch.nn.modules.module)
+        return not any(everywhere[f"_global_{name}_hooks"] for name in EVERYWHERE) and all(
             as_made(module, capturing and isinstance(module, LinformerLayer | LinformerSelfAttention), adapters=True)
             for part in parts
             for module in part.modules()
@@ -1277,6 +1278,8 @@ MADE_HERE = {
     )
 }
 PLAIN_TENSORS = (nn.Parameter, torch.Tensor)
+# Hooks on all modules of the process: "register_module_forward_hook" and its kin.
+EVERYWHERE = ("forward", "forward_pre", "backward", "backward_pre")
 
 
 __all__ = [

@@ -1,6 +1,7 @@
 """Which checkpoints are whole, on folders with the least that makes one."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -69,11 +70,23 @@ def test_weights_must_be_there_and_readable(checkpoint):
     assert incomplete(folder) == "it holds no *.safetensors"
 
 
-@pytest.mark.parametrize("name", ["optimizer.bin", "optimizer_0"])
-def test_an_optimizer_may_have_the_names_that_fsdp_gives(checkpoint, name):
+def test_an_optimizer_may_have_the_name_that_fsdp_gives(checkpoint):
     folder = checkpoint(3, sealed=False)
-    (folder / "optimizer.pt").rename(folder / name)
+    (folder / "optimizer.pt").rename(folder / "optimizer.bin")
     assert incomplete(folder) is None
+
+
+def test_deepspeed_has_its_states_in_a_folder_that_it_names(checkpoint):
+    """Which is searched for code too."""
+    folder = checkpoint(3, sealed=False)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (folder / name).unlink()
+    (folder / "latest").write_text("global_step3")
+    assert incomplete(folder) == "global_step3 is missing"
+    (folder / "global_step3").mkdir()
+    assert incomplete(folder) is None
+    torch.save(Path("x"), folder / "global_step3" / "mp_rank_00_model_states.pt")
+    assert "names pathlib" in incomplete(folder)
 
 
 def test_the_checkpoints_that_were_written_to_their_end_have_a_state_that_can_be_read_or_a_list(checkpoint, tmp_path):

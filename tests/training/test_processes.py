@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from reference import TYPES, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -200,6 +201,27 @@ def test_a_process_that_dies_ends_the_command_and_the_last_checkpoint_stands(rec
     assert not (folder / "results.json").exists()
     succeeded(SCRIPTS / "pretrain.py", folder, recipe, "--resume")
     assert_close(folder, one)
+
+
+@pytest.mark.parametrize("path", sorted((SCRIPTS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_takes_its_files(path):
+    """Which say on their first line how they are used, and for how many processes."""
+    config = load_config_from_file(str(path))
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    assert first.startswith(f"# accelerate launch --config_file scripts/accelerate/{path.name} ")
+    assert first.endswith(f" --expect-processes {config.num_processes}")
+    if config.fsdp_config:
+        assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+
+
+def test_accelerate_starts_two_processes_on_a_cpu(recipe, one, tmp_path):
+    config = ["--config_file", str(SCRIPTS / "accelerate" / "cpu.yaml"), str(SCRIPTS / "pretrain.py"), recipe]
+    command = [sys.executable, "-P", "-m", "accelerate.commands.launch", *config, HALF, "--expect-processes", "2"]
+    command.append(f"training.output_dir={tmp_path / 'run'}")
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert results_of(tmp_path / "run")["processes"] == 2
+    assert_close(tmp_path / "run", one)
 
 
 @pytest.mark.parametrize("program", [[str(SCRIPTS / "pretrain.py")], ["-P", "-m", "linformer_hf", "pretrain"]])

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+import torch.distributed
 
 from linformer_hf.utils.processes import (
     Children,
@@ -15,6 +16,7 @@ from linformer_hf.utils.processes import (
     handlers,
     is_main_process,
     leave_group,
+    lost,
     sigterm_raises,
 )
 
@@ -51,6 +53,15 @@ def test_a_process_alone_is_the_main_one_and_has_no_group(monkeypatch):
         monkeypatch.delenv("RANK", raising=False) if rank is None else monkeypatch.setenv("RANK", rank)
         assert is_main_process() is main
     assert leave_group() is False
+
+
+def test_a_process_that_is_lost_is_known_by_what_torch_raises():
+    gloo = "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 20000ms for recv operation"
+    assert lost(RuntimeError(gloo))
+    assert lost(RuntimeError("Application timeout caused pair closure"))
+    assert lost(torch.distributed.DistBackendError("NCCL error"))
+    assert not lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not lost(ValueError(gloo))
 
 
 def test_another_number_of_processes_is_refused_with_the_command_that_starts_them(monkeypatch):

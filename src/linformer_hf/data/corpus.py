@@ -83,6 +83,7 @@ class PreparedCorpus:
     Attributes:
         token_counts: [V], how often each token stands in the training rows (streaming: in its first rows).
         counts: documents, tokens and truncated tokens of each split, for the record.
+        checksum: the number of training rows, and a checksum of both splits' files (streaming: of the first rows).
         folder: where it is cached; None for a stream.
     """
 
@@ -91,6 +92,7 @@ class PreparedCorpus:
     tokenizer: PreTrainedTokenizerBase
     token_counts: np.ndarray
     counts: dict[str, Any]
+    checksum: tuple[int, str]
     folder: Path | None = None
 
 
@@ -146,6 +148,7 @@ def prepare(data: PretrainingData, length: int) -> PreparedCorpus:
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
         token_counts=np.load(rows / "token_counts.npy", allow_pickle=False),
         counts=counts,
+        checksum=(counts["rows"]["train"]["rows"], checksums.sha256(rows / checksums.CHECKSUMS_FILE)),
         folder=folder,
     )
 
@@ -296,6 +299,7 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
             "packing": data.packing,
             "rows": {"validation": asdict(packed)},
         },
+        checksum=(len(first), checksum([first, rows])),
     )
 
 

@@ -17,7 +17,8 @@ from ..utils import checksums
 
 logger = logging.getLogger(__name__)
 
-OTHER_NAMES = {"optimizer.pt": ("optimizer.bin", "optimizer_0")}
+# FSDP's optimizer; DeepSpeed's `latest` names the folder of its states, and Trainer writes it no scheduler.
+OTHER_NAMES = {"optimizer.pt": ("optimizer.bin", "latest"), "scheduler.pt": ("latest",)}
 
 
 def _step(checkpoint: Path) -> int:
@@ -43,10 +44,12 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 def incomplete(checkpoint: Path) -> str | None:
     """What is missing or damaged, in words; None for a whole checkpoint."""
     for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
-        # FSDP writes optimizer.bin, or with sharded states a folder.
         if not any((checkpoint / other).exists() for other in (name, *OTHER_NAMES.get(name, ()))):
             return f"{name} is missing"
     try:
+        latest = checkpoint / "latest"
+        if latest.exists() and not (states := checkpoint / latest.read_text(encoding="utf-8").strip()).is_dir():
+            return f"{states.name} is missing"
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         weights = list(checkpoint.glob("*.safetensors"))
         for path in weights:
@@ -65,7 +68,7 @@ def _foreign_code(checkpoint: Path) -> str | None:
 
     Trainer reads them with `weights_only=True`, which refuses the same, by an error that advises to switch it off.
     """
-    for path in sorted(path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin")):
+    for path in sorted(path for path in checkpoint.rglob("*") if path.suffix in (".pt", ".pth", ".bin")):
         if path.name == checksums.NEVER_READ:
             continue
         with safe_globals():  # what transformers lets a state of random numbers name

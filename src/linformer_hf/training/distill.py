@@ -35,6 +35,7 @@ from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
 from ..recipe import Recipe, RecipeError, load_recipe
 from ..utils.files import loading
+from .agreement import check_rows
 from .passages import Draw, PassageCollator, Search, mean_state, pieces_loss, search_loss, taken
 from .run import Run, begin_run, last_evaluation, open_run, results, save_final, train, write_results, writing
 
@@ -255,8 +256,8 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     """
     recipe = read_recipe(recipe_path, overrides)
     section, weights = recipe.build("model"), recipe.build("distillation")
+    run = open_run("distill", recipe.values("training").get("output_dir"), recipe.raw, resume)
     arguments: TrainingArguments = recipe.build("training")
-    run = open_run("distill", arguments.output_dir, recipe.raw, resume)
     set_seed(arguments.seed)
     source = read_source(section.teacher, section.revision)
     student, kept = load_student(section, source)
@@ -277,6 +278,7 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
         data.tokenizer = data.tokenizer or section.student
         corpus = prepare(data, data.sequence_length or length)
         held_out = held_out_rows(corpus, data, length, weights.validation_rows)
+    check_rows(corpus=corpus.checksum)
     difference = fidelity.check_twin(source, teacher, held_out)
     choose_trainable(student, weights.trainable)
     trainer = build_trainer(teacher, student, weights, search, source, arguments, data, corpus)

@@ -33,6 +33,7 @@ from ..recipe import load_recipe
 from ..utils.files import loading
 from ..utils.places import own_name
 from ..utils.runs import summary_table
+from .agreement import check_rows
 from .run import Run, begin_run, open_run, results, save_final, train, write_results, writing
 
 
@@ -167,12 +168,13 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     """
     recipe = read_recipe(recipe_path, overrides)
     data: TaskData = recipe.build("data")
+    run = open_run("finetune", recipe.values("training").get("output_dir"), recipe.raw, resume)
     arguments: TrainingArguments = recipe.build("training")
-    run = open_run("finetune", arguments.output_dir, recipe.raw, resume)
 
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing the task"):
         task, model, tokenizer, splits = prepare(data, recipe.build("model"), arguments)
+    check_rows(**splits)
     trainer = Trainer(
         model=model,
         args=arguments,

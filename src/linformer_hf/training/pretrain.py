@@ -27,6 +27,7 @@ from ..modeling_linformer import LinformerForMaskedLM
 from ..recipe import Recipe, RecipeError, check_type, load_recipe
 from ..utils.files import loading, read_json
 from ..utils.runs import summary_table
+from .agreement import check_rows
 from .checkpoints import last_whole_checkpoint
 from .run import (
     STAGE_FILE,
@@ -218,6 +219,7 @@ def train_legs(
             if begun_with and begun_with.get_vocab() != corpus.tokenizer.get_vocab():
                 logger.warning("The tokenizer is not that of the interrupted run: taking that one's instead.")
                 corpus = prepare(replace(data, tokenizer=stored(begun_with, data.cache_dir)), leg.length)
+        check_rows(corpus=corpus.checksum)
         corpus.tokenizer.model_max_length = n
         if model is None:
             model = build_model(recipe, corpus.tokenizer)

@@ -21,9 +21,9 @@ from ..utils.environment import peak_memory_mib
 from ..utils.figures import new_figure, save_figure
 from ..utils.files import CURVE_FILE, RECIPE_FILE, RESULTS_FILE, read_json, record, write_json
 from ..utils.full_disk import DiskFull
-from ..utils.processes import Interrupted, is_main_process
+from ..utils.processes import Interrupted, is_main_process, lost
 from ..utils.runs import Run
-from . import trackers
+from . import agreement, sharding, trackers
 from .callbacks import AlreadyTrained, Watch
 from .checkpoints import (
     Seal,
@@ -51,7 +51,7 @@ def open_run(verb: str, output_dir: str | None, recipe: Mapping[str, Any], resum
     Raises:
         FileExistsError: the folder holds something and `resume` is False, or it holds a finished run.
         ValueError: `resume` with another `model` or `data` section than the interrupted run had; a tracker that is
-            not installed.
+            not installed; or the processes that share the run differ.
     """
     if not output_dir:
         raise ValueError("training.output_dir is missing: name the folder that the run may fill.")
@@ -60,6 +60,7 @@ def open_run(verb: str, output_dir: str | None, recipe: Mapping[str, Any], resum
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"training.output_dir {folder} is a file; name a folder.")
     run = Run(verb, recipe, folder)
+    agreement.check_start(recipe, folder)
     if not is_main_process():
         return run
     if (folder / RESULTS_FILE).exists():
@@ -77,7 +78,8 @@ def open_run(verb: str, output_dir: str | None, recipe: Mapping[str, Any], resum
             way_out = "Delete it, and --resume goes on without comparing the recipes."
             before = read_json(folder / RECIPE_FILE, way_out)
             for section in ("model", "data", "distillation"):
-                if before.get(section) != recipe.get(section):
+                then, now = ({**(said.get(section) or {}), "cache_dir": None} for said in (before, recipe))
+                if then != now:  # but for where the cache is: it may be another machine's
                     raise ValueError(
                         f"--resume: section {section!r} differs from the interrupted run in {folder}: "
                         f"{before.get(section)} then, {recipe.get(section)} now. Use the same recipe, or another "
@@ -146,14 +148,11 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
         Interrupted: SIGTERM or Ctrl-C; a checkpoint has been written.
         FloatingPointError: the loss or a weight is not finite.
         DiskFull: a checkpoint cannot be written.
-        ValueError: FSDP is asked for and would not be used; or there are checkpoints and every one is damaged.
+        ConnectionError: another process does not answer any more.
+        ValueError: there are checkpoints and every one is damaged; or what `sharding.prepare` refuses.
     """
-    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
-        raise ValueError(
-            "training.fsdp: accelerate shards no model on CPUs (it would train whole copies without a word). Leave "
-            "training.fsdp out, or train on GPUs."
-        )
     checkpoint = last_whole_checkpoint(folder) if resume else None
+    sharding.prepare(trainer, checkpoint)
     if resume:
         if checkpoint is None and (damaged := {path.name: incomplete(path) for path in ended_in(folder)}):
             raise ValueError(
@@ -181,6 +180,11 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
                 trainer._load_best_model()
             metrics = {"train_runtime": 0.0, "train_samples_per_second": 0.0}
         except Exception as error:
+            if lost(error):
+                raise ConnectionError(
+                    f"another process of this run has died or cannot be reached ({error}). The last whole checkpoint "
+                    f"is {last_whole_checkpoint(folder)}. End what still runs, and give the same command with --resume."
+                ) from error
             if checkpoint is None or seal.begun or isinstance(error, OSError):
                 raise
             # Its text may advise to read the file without protection; --traceback shows it.

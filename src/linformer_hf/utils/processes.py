@@ -6,6 +6,7 @@ A training notes signals instead of ending at them (see `watch`).
 import atexit
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,12 @@ def check_count(expected: int | None, verb: str) -> None:
             f"{COUNT} {expected}, but the launcher started {started}; start them with "
             f"torchrun --nproc_per_node {expected} -m linformer_hf {verb} ..."
         )
+
+
+def lost(error: BaseException) -> bool:
+    """Whether it is what torch raises where another process no longer answers."""
+    gloo = isinstance(error, RuntimeError) and re.search(r"\bgloo\b|pair closure|by peer", str(error))
+    return isinstance(error, torch.distributed.DistError) or bool(gloo)
 
 
 def leave_group() -> bool:
