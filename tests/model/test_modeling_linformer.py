@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging import version
 from reference import (
     BANDS,
     SHAPES,
@@ -1054,6 +1056,10 @@ def test_the_language_model_has_one_bias_that_resizing_and_saving_keep(tied, tmp
     assert torch.equal(again.eval()(ids, mask).logits, expected)
 
 
+@pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.23"),
+    reason="transformers 5.4 leaves what a converter makes unset; no published folder has these names",
+)
 @pytest.mark.parametrize("tied", [True, False])
 def test_files_with_the_older_names_of_the_bias_load(tied, tmp_path):
     """One name where words were tied; else two, of which the decoder's was the one that counted."""
@@ -1077,6 +1083,7 @@ def test_files_with_the_older_names_of_the_bias_load(tied, tmp_path):
     assert load_file(file).keys() == new.keys()
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch shards nothing on a CPU")
 def test_fsdp2_takes_a_tied_language_model():
     """Groups as accelerate makes them: layers, tied words, the rest. torch refuses a parameter that lies in two."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
