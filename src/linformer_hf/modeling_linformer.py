@@ -72,7 +72,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_linformer import AUTO_MAP, LinformerConfig
+from .configuration_linformer import AUTO_MAP, CONVOLUTIONS, POOLED_TYPES, LinformerConfig
 from .projection_linformer import LinformerProjection, slot_edges
 from .tokens_linformer import (
     ID_TYPES,
@@ -391,7 +391,7 @@ class LinformerSelfAttention(nn.Module):
         projection: LinformerProjection,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention over the gated slots and, exactly, over the blocks of w tokens around each query.
+        """Attention over the slots and, exactly, over the blocks of w tokens around each query.
 
         Real tokens are brought to the front of each row, so blocks are counted among them. A row of at most K real
         tokens has these as its keys, all of them. Letters: b = N / w blocks, rounded up; S = K - 3 w slots.
@@ -405,13 +405,18 @@ class LinformerSelfAttention(nn.Module):
             blocks = at_least(blocks, 2)  # 1 is special: the graph would hold for N <= w only, or for N > w
         front = tokens.to_front(hidden_states)  # [B, N, C]
         keys, values = self.key(front), self.value(front)  # [B, N, C]
-        # A call of the module, so that hooks and wrappers see it (accelerate, PEFT). Of tokens in front, only each
-        # row's number matters.
-        in_front = RealTokens(None, tokens.place, tokens.length, None)
-        slot_keys, slot_values, slot_bias = projection(front, lambda _: keys, lambda _: values, in_front)
-        assert slot_bias is not None  # gated slots always have one
-        edges = slot_edges(tokens.length, self.keys - 3 * w, self.boundary)
-        bias = self.band_bias(slot_bias, edges, tokens, blocks)  # [B, b, H, K]
+        # A call of the module, so that hooks and wrappers see it (accelerate, PEFT). What needs all tokens' keys and
+        # values, as the band does, is given these.
+        mapped = [
+            lambda states, known=known, of=of: known if states is front else of(states)
+            for known, of in ((keys, self.key), (values, self.value))
+        ]
+        slot_keys, slot_values, slot_bias = projection(
+            front, *mapped, tokens.in_front(self.projection_type != "gated_pool")
+        )
+        if slot_bias is None:
+            slot_bias = keys.new_zeros(1, 1, 1, slot_keys.shape[2])
+        bias = self.band_bias(slot_bias.expand(batch, -1, -1, -1), tokens, blocks)  # [B, b, H or 1, K]
         single = self.single_tokens(keys, values, bias, tokens)
         query = nn.functional.pad(self.query(front), (0, 0, 0, blocks * w - length))
         query = self.split_heads(query).unflatten(2, (blocks, w)).transpose(1, 2)  # [B, b, H, w, D]
@@ -503,13 +508,19 @@ class LinformerSelfAttention(nn.Module):
         single = [self.split_heads(states[:, first])[:, None] for states in (keys, values)]
         return [short[:, None, None, None, None], *single, single_bias]
 
-    def band_bias(self, slot_bias: torch.Tensor, edges: torch.Tensor, tokens: RealTokens, blocks: int) -> torch.Tensor:
-        """[B, b, H, K]: the slots' bias, and the lowest number on slots inside the band and outside the row."""
-        w = self.local_window
-        first = (torch.arange(blocks, device=edges.device) - 1)[:, None] * w  # [b, 1], where the band starts
-        inside = (edges[:, None, :-1] >= first) & (edges[:, None, 1:] <= first + 3 * w)  # [B or 1, b, S]
-        far = shut(slot_bias.transpose(1, 2), inside[:, :, None])  # [B, b, H, S]
-        place = first + torch.arange(3 * w, device=edges.device)  # [b, 3 w]
+    def band_bias(self, slot_bias: torch.Tensor, tokens: RealTokens, blocks: int) -> torch.Tensor:
+        """[B, b, H or 1, K]: the slots' bias, and the lowest number on slots inside the band and outside the row."""
+        w, slots = self.local_window, slot_bias.shape[-1]
+        far = slot_bias.transpose(1, 2).expand(-1, blocks, -1, -1)  # [B, b, H or 1, S]
+        first = (torch.arange(blocks, device=far.device) - 1)[:, None] * w  # [b, 1], where the band starts
+        if self.projection_type in (*POOLED_TYPES, *CONVOLUTIONS):  # a row of E reaches everywhere
+            edges = slot_edges(tokens.length, slots, self.boundary)
+            if self.projection_type in CONVOLUTIONS:
+                edge = torch.arange(slots + 1, device=far.device) * (self.config.max_position_embeddings // slots)
+                edges = torch.minimum(edge, tokens.length[:, None])  # [B or 1, S + 1]
+            inside = (edges[:, None, :-1] >= first) & (edges[:, None, 1:] <= first + 3 * w)  # [B or 1, b, S]
+            far = shut(far, inside[:, :, None])
+        place = first + torch.arange(3 * w, device=far.device)  # [b, 3 w]
         outside = (place < 0) | (place >= tokens.length[:, None, None])  # [B or 1, b, 3 w]
         near = shut(torch.zeros_like(outside, dtype=slot_bias.dtype), outside)
         return torch.cat([far, near[:, :, None].expand(far.shape[0], -1, far.shape[2], -1)], 3)
