@@ -270,21 +270,24 @@ class LinformerConfig(PreTrainedConfig):
                     f"of its tokens) and boundary_slots={self.boundary_slots} (2 slots for the first and the last "
                     f"token), and one slot for the rest; got {k}. Raise projected_length, or lower local_window."
                 )
-            band = 3 * self.local_window
-            if self.projection_type in CONVOLUTIONS and n % (k - band):
-                fitting = [str(d + band) for d in range(1, min(n - band, 4096) + 1) if n % d == 0]
-                beside = f" - 3 x local_window={self.local_window}" if band else ""
-                raise ValueError(
-                    f"projection_type={self.projection_type!r} needs windows of equal size: "
-                    f"max_position_embeddings={n} is not a multiple of projected_length={k}{beside}. Choose {', '.join(fitting)} (a divisor of {n}"
-                    f"{f', and {band} for the band' if band else ''}), or projection_type='mean_pool', whose windows "
-                    "adapt."
-                )
+            if self.projection_type in CONVOLUTIONS:
+                self._validate_windows(k, n)
         if self.projection_sharing == "layerwise" and len(set(lengths)) > 1:
             raise ValueError(
                 f"projection_sharing='layerwise' uses one E for all layers, but projected_length={lengths} differs "
                 "between layers. Use projection_sharing='key_value' (one E = F per layer), or a single "
                 "projected_length."
+            )
+
+    def _validate_windows(self, k: int, n: int):
+        band = 3 * self.local_window
+        if n % (k - band):
+            fitting = ", ".join(str(d + band) for d in range(1, min(n - band, 4096) + 1) if n % d == 0)
+            minus, more = (f" - {band} for local_window", f", and {band} for the band") if band else ("", "")
+            raise ValueError(
+                f"projection_type={self.projection_type!r} needs windows of equal size: max_position_embeddings={n} is "
+                f"not a multiple of projected_length={k}{minus}. Choose {fitting} (a divisor of {n}{more}), or "
+                "projection_type='mean_pool', whose windows adapt."
             )
 
     def _validate_projection_options(self):

@@ -228,10 +228,10 @@ SHAPES = [
     ),
     *({"projection_type": "gated_pool", "boundary_slots": boundary} for boundary in (False, True)),
     *({"projection_type": "gated_pool", **band} for band in BANDS),
-    *({"projection_type": t, **BANDS[2]} for t in ("fixed", "mean_pool", "max_pool")),
+    *({"projection_type": t, **BANDS[2]} for t in ("mean_pool", "max_pool")),
     *(
         {"projection_type": t, "projection_sharing": s, "projection_init": "mean_pool", **BANDS[2]}
-        for t, s in itertools.product(("linear", "conv", "dense_conv"), ("none", "key_value"))
+        for t, s in itertools.product(LEARNED, ("none", "key_value"))
     ),
     {"projection_type": "mean_pool", "log_count_bias": True, **BANDS[1], "original_max_position_embeddings": 7},
     *({"projection_type": t, "length_correction": True} for t in ("linear", "conv", "mean_pool", "gated_pool")),

@@ -113,7 +113,8 @@ REFUSED = [
     ),
     (
         {"projection_type": "conv", "projected_length": 6},
-        r"max_position_embeddings=20 is not a multiple of projected_length=6.*Choose 1, 2, 4, 5, 10, 20 .*divisor of 20.*type='mean_pool'",
+        r"max_position_embeddings=20 is not a multiple of projected_length=6\. "
+        r"Choose 1, 2, 4, 5, 10, 20 \(a divisor of 20\).*type='mean_pool'",
     ),
     (
         {"projection_type": "conv", "projected_length": [5, 8], "projection_sharing": "none"},
@@ -158,7 +159,7 @@ REFUSED = [
     *(
         (
             {"projection_type": kind, "projected_length": 9, "local_window": 2},
-            rf"projection_type='{kind}' needs .*=20 is not a multiple of projected_length=9 - 3 x local_window=2\. "
+            rf"projection_type='{kind}' needs .*=20 is not a multiple of projected_length=9 - 6 for local_window\. "
             r"Choose 7, 8, 10, 11, 16 \(a divisor of 20, and 6 for the band\)",
         )
         for kind in ("conv", "dense_conv")
@@ -166,7 +167,7 @@ REFUSED = [
     *(
         (
             {"projection_type": kind, "projection_sharing": sharing, "projection_init": "offsets"},
-            rf"projection_init='offsets' .*projection_type='{kind}' and projection_sharing='{sharing}' all heads have one",
+            rf"projection_init='offsets' .*type='{kind}' and projection_sharing='{sharing}' all heads have one",
         )
         for kind in ("linear", "fixed")
         for sharing in ("headwise", "key_value", "layerwise")
