@@ -29,7 +29,7 @@ KINDS = [
     {"projection_type": "conv"},
     {"projection_type": "dense_conv"},
     {"projection_type": "dense_conv", "projection_sharing": "none", "projected_length": 14, "local_window": 2},
-    {"projection_type": "linear", "local_window": 2},
+    {"projection_type": "linear", "projection_sharing": "none", "local_window": 2},
     {"projection_type": "conv", "projection_sharing": "none"},
     {"projection_type": "mean_pool"},
     {"projection_type": "mean_pool", "log_count_bias": True, "boundary_slots": True},
