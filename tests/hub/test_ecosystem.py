@@ -46,7 +46,7 @@ OFFLOADED = [
     PER_HEAD,
     {"projection_type": "linear", "projection_sharing": "layerwise"},
     {"projection_type": "conv", "projection_sharing": "none"},
-    {"projection_type": "dense_conv", "projection_sharing": "none", "local_window": 2},
+    {"projection_type": "dense_conv", "projection_sharing": "none", "projected_length": 8, "local_window": 2},
     CONVERTED,
 ]
 
