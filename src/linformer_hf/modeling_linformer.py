@@ -72,7 +72,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_linformer import AUTO_MAP, CONVOLUTIONS, POOLED_TYPES, LinformerConfig
+from .configuration_linformer import AUTO_MAP, CONVOLUTIONS, LinformerConfig
 from .projection_linformer import LinformerProjection, slot_edges
 from .tokens_linformer import (
     ID_TYPES,
@@ -405,17 +405,14 @@ class LinformerSelfAttention(nn.Module):
             blocks = at_least(blocks, 2)  # 1 is special: the graph would hold for N <= w only, or for N > w
         front = tokens.to_front(hidden_states)  # [B, N, C]
         keys, values = self.key(front), self.value(front)  # [B, N, C]
-        # A call of the module, so that hooks and wrappers see it (accelerate, PEFT). What needs all tokens' keys and
-        # values, as the band does, is given these.
-        mapped = [
-            lambda states, known=known, of=of: known if states is front else of(states)
-            for known, of in ((keys, self.key), (values, self.value))
-        ]
+        # A call, for hooks and wrappers to see (accelerate, PEFT). What needs all keys, as the band does, gets these.
         slot_keys, slot_values, slot_bias = projection(
-            front, *mapped, tokens.in_front(self.projection_type != "gated_pool")
+            front,
+            lambda states: keys if states is front else self.key(states),
+            lambda states: values if states is front else self.value(states),
+            tokens.in_front(masked=self.projection_type != "gated_pool"),
         )
-        if slot_bias is None:
-            slot_bias = keys.new_zeros(1, 1, 1, slot_keys.shape[2])
+        assert slot_bias is not None  # beside a band there always is one
         bias = self.band_bias(slot_bias.expand(batch, -1, -1, -1), tokens, blocks)  # [B, b, H or 1, K]
         single = self.single_tokens(keys, values, bias, tokens)
         query = nn.functional.pad(self.query(front), (0, 0, 0, blocks * w - length))
@@ -423,8 +420,8 @@ class LinformerSelfAttention(nn.Module):
         by_block = (query, self.near(keys, blocks), self.near(values, blocks), bias)
         outputs, maps = [], []
         for part, near_keys, near_values, part_bias in zip(*map(self.parts, by_block), strict=True):
-            states = [(slot_keys, near_keys), (slot_values, near_values)]
             compute = partial(self.attend_to_band, single=single, **kwargs)
+            states = [(slot_keys, near_keys), (slot_values, near_values)]
             output, weights = recomputed(compute, length, part, states, part_bias)
             outputs.append(output.reshape(batch, part.shape[1] * w, channels))  # [B b, w, H, D] -> [B, b w, C]
             if weights is not None:  # [B b, H, w, K] -> [B, H, b w, K]
@@ -476,10 +473,7 @@ class LinformerSelfAttention(nn.Module):
         single: list[torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of some blocks the keys and values (slots, then the 3 w tokens) and the bias, [B b, H, K or 1, D or K]."""
-        banded = []
-        for slots, near in states:
-            far = slots[:, None].expand(-1, near.shape[1], -1, -1, -1)  # [B, b, H, S, D]
-            banded.append(torch.cat([far, near], 3))
+        banded = [torch.cat([slots[:, None].expand(-1, near.shape[1], -1, -1, -1), near], 3) for slots, near in states]
         banded.append(bias[:, :, :, None])
         if single is not None:
             short, *instead = single
@@ -495,14 +489,11 @@ class LinformerSelfAttention(nn.Module):
         Each [B or 1, 1, H or 1, K or 1, D or K]: the same for all blocks.
         """
         short = tokens.length <= self.keys  # [B or 1]
-        if tokens.mask is None and holds(keys.shape[1] > self.keys):
-            return None
-        if readable(short) and not bool(short.any()):
+        if (tokens.mask is None and holds(keys.shape[1] > self.keys)) or (readable(short) and not bool(short.any())):
             return None
         first = torch.arange(self.keys, device=keys.device)
         # A row without a real token gets no bias, as in `LinformerProjection.slot_bias`.
-        outside = (first >= tokens.length[:, None]) & (tokens.length > 0)[:, None]  # [B or 1, K]
-        outside = outside[:, None, None, None]
+        outside = ((first >= tokens.length[:, None]) & (tokens.length > 0)[:, None])[:, None, None, None]
         single_bias = shut(bias.new_zeros(outside.shape), outside)
         first = first.clamp(max=keys.shape[1] - 1)
         single = [self.split_heads(states[:, first])[:, None] for states in (keys, values)]
@@ -513,11 +504,9 @@ class LinformerSelfAttention(nn.Module):
         w, slots = self.local_window, slot_bias.shape[-1]
         far = slot_bias.transpose(1, 2).expand(-1, blocks, -1, -1)  # [B, b, H or 1, S]
         first = (torch.arange(blocks, device=far.device) - 1)[:, None] * w  # [b, 1], where the band starts
-        if self.projection_type in (*POOLED_TYPES, *CONVOLUTIONS):  # a row of E reaches everywhere
-            edges = slot_edges(tokens.length, slots, self.boundary)
-            if self.projection_type in CONVOLUTIONS:
-                edge = torch.arange(slots + 1, device=far.device) * (self.config.max_position_embeddings // slots)
-                edges = torch.minimum(edge, tokens.length[:, None])  # [B or 1, S + 1]
+        if self.projection_type not in ("linear", "fixed"):  # a row of E reaches everywhere
+            size = self.config.max_position_embeddings // slots if self.projection_type in CONVOLUTIONS else None
+            edges = slot_edges(tokens.length, slots, self.boundary, size)  # [B or 1, S + 1]
             inside = (edges[:, None, :-1] >= first) & (edges[:, None, 1:] <= first + 3 * w)  # [B or 1, b, S]
             far = shut(far, inside[:, :, None])
         place = first + torch.arange(3 * w, device=far.device)  # [b, 3 w]

@@ -72,9 +72,14 @@ def adaptive_slots(tokens: RealTokens, slots: int, boundary: bool) -> torch.Tens
     return torch.where(length <= slots, place, pooled)
 
 
-def slot_edges(length: torch.Tensor, slots: int, boundary: bool) -> torch.Tensor:
-    """[B, K + 1] int: slot s of a row holds the real tokens edges[s] to edges[s + 1] - 1, as in `adaptive_slots`."""
+def slot_edges(length: torch.Tensor, slots: int, boundary: bool, window: int | None = None) -> torch.Tensor:
+    """[B, K + 1] int: slot s of a row holds the real tokens edges[s] to edges[s + 1] - 1, as in `adaptive_slots`.
+
+    With `window`, as in the convolutions: that many tokens, whatever the row's length.
+    """
     edge, length = torch.arange(slots + 1, device=length.device)[None], length[:, None]
+    if window is not None:
+        return torch.minimum(edge * window, length)
     if boundary:
         inner = slots - 2
         pooled = 1 + ((edge - 1) * (length - 2) + inner - 1) // inner  # 1 + ceil((s - 1) (l - 2) / (K - 2))
@@ -168,19 +173,13 @@ class LinformerProjection(nn.Module):
                 return inside / width
             return inside & (inside.cumsum(-1) - 1 == head[:, None, None] % width)  # [H, K, N]
         tap = torch.arange(self.window, device=device)
-        taps = (
-            tap == head[:, None] % len(tap)
-            if self.init == "offsets"
-            else torch.ones_like(head[:, None] + tap) / len(tap)
-        )
+        taps = (tap == head[:, None] % len(tap)).to(self.weight.dtype)  # [H, w]
+        if self.init == "mean_pool":
+            taps = torch.full_like(taps, 1 / len(tap))
         if self.projection_type == "dense_conv" and self.per_head:
             return taps[:, :, None, None] * torch.eye(size, device=device)  # [H, w, D, D]
         channels = taps.T.repeat_interleave(size, 1)  # [w, C]
-        return (
-            channels
-            if self.projection_type == "conv"
-            else channels[:, None] * torch.eye(len(head) * size, device=device)
-        )
+        return channels if self.projection_type == "conv" else torch.diag_embed(channels)
 
     @property
     def window(self) -> int:
@@ -256,6 +255,8 @@ class LinformerProjection(nn.Module):
         else:
             compressed = self.compress(hidden_states, tokens, slot)  # [B, S, K, C]
             keys, values = self.split_heads(key(compressed[:, 0])), self.split_heads(value(compressed[:, -1]))
+        if slot_bias is None and self.banded:
+            slot_bias = keys.new_zeros(1, 1, 1, self.slots)
         return keys, values, slot_bias
 
     def compress(self, hidden_states: torch.Tensor, tokens: RealTokens, slot: torch.Tensor | None) -> torch.Tensor:
