@@ -18,8 +18,8 @@ What differs from `BertConfig`:
 - `max_position_embeddings` is the true N: the longest input, and the number of columns of E and F.
 - `projected_length` (the paper's k), `projection_type`, `projection_sharing`, `projection_init` and the options
   of the windowed types. A combination in which an option would do nothing is refused, never ignored.
-- `gated_pool` and its `local_window` are extensions of the paper, for encoders that were trained with full attention
-  (`projection_linformer.py` has the formulae).
+- `gated_pool` and `local_window` are extensions of the paper, the former for encoders that were trained with full
+  attention (`projection_linformer.py` has the formulae).
 - There is no decoder: a projection along the sequence mixes later tokens into every slot.
 """
 
@@ -59,7 +59,8 @@ except ImportError:  # transformers 5.0 and 5.1: one decorator does both
         return forward
 
 
-LEARNED_TYPES = ("linear", "fixed", "conv")  # types that own numbers: something to initialise and to share
+CONVOLUTIONS = ("conv", "dense_conv")  # kernel = stride = window: windows of one size, for rows of any length
+LEARNED_TYPES = ("linear", "fixed", *CONVOLUTIONS)  # types that own numbers: something to initialise and to share
 POOLED_TYPES = ("mean_pool", "max_pool", "gated_pool")  # types whose windows follow the real length of every row
 
 # Written into config.json where a model is saved with its code, so that `trust_remote_code=True` finds each head,
@@ -104,16 +105,21 @@ class LinformerConfig(PreTrainedConfig):
         projection_type (`str`, defaults to `"linear"`):
             `linear`: learned E and F (equation 7). `fixed`: random E and F that are saved but never trained (the case
             of theorems 1 and 2). `mean_pool`, `max_pool`: windows over the real tokens. `conv`: depthwise convolution,
-            kernel = stride = N / K (the last three are the paper's "general projections", section 4). `gated_pool`, an
-            extension: windows in which learned gates weigh the tokens by their content, for each head.
+            kernel = stride = N / K (the last three are the paper's "general projections", section 4). `dense_conv`: the
+            same with a matrix for each token of the window in place of a weight for each channel, so N / K x C^2
+            weights (x 2 for E and F, x layers). `gated_pool`, an extension: windows in which learned gates weigh the
+            tokens by their content, for each head.
         projection_sharing (`str`, *optional*):
             `none`: E and F for each head; `headwise`: E and F for each layer; `key_value`: E = F, one for each layer;
             `layerwise`: one E = F for the model. Unset means `layerwise` for the learned types. The pooled types have
             no matrices, so there it must stay unset.
         projection_init (`str`, *optional*):
             Start of E and F: `normal` N(0, 1/K), the Johnson-Lindenstrauss matrix of the theorems; `xavier`, uniform
-            with gain 1/sqrt(2), fairseq's; `mean_pool`, windows of N / K tokens whose rows sum to 1. For `conv` the
-            fan is the kernel: N(0, K/N), xavier over the kernel, K/N. Unset means `normal` for the learned types.
+            with gain 1/sqrt(2), fairseq's; `mean_pool`, windows of N / K tokens whose rows sum to 1; `offsets`, one
+            token of each window, for head h the token h mod (N / K) (not where heads share E and F of tokens, whose
+            start would be one token for all; convolutions that weigh the layer's input split its channels like heads).
+            For convolutions the fan is the kernel: of `conv` N(0, K/N), xavier over the kernel, K/N. Unset means
+            `normal` for the learned types.
         freeze_projection (`bool`, defaults to `False`):
             Keep E and F (or the gates) as they are (stored as buffers under the same names).
         log_count_bias (`bool`, defaults to `False`):
@@ -122,9 +128,9 @@ class LinformerConfig(PreTrainedConfig):
         boundary_slots (`bool`, defaults to `False`):
             Pooled types: the first and the last real token get slots of their own (within the K slots).
         local_window (`int`, defaults to 0):
-            `gated_pool`, an extension: with w > 0, 3 w of a query's K keys are single tokens: those of its own block of
-            w tokens and of the two blocks beside it. The other K - 3 w keys are slots; a slot that lies wholly among
-            the single tokens is masked.
+            An extension: with w > 0, 3 w of a query's K keys are single tokens: those of its own block of w tokens and
+            of the two blocks beside it. The other K - 3 w keys are slots; a window that lies wholly among the single
+            tokens is masked. Rows of at most K tokens have all of them as keys.
         original_max_position_embeddings (`int`, *optional*):
             An extension, for windows whose slots weigh what their tokens would (`gated_pool`, or `log_count_bias`): L0,
             the longest input that the weights were trained on. In a row of l > L0 tokens log(l / L0) is taken off the
@@ -189,9 +195,9 @@ class LinformerConfig(PreTrainedConfig):
     sparse_prediction: bool = False
 
     projected_length: int | list[int] = 256
-    projection_type: Literal["linear", "fixed", "mean_pool", "max_pool", "conv", "gated_pool"] = "linear"
+    projection_type: Literal["linear", "fixed", "mean_pool", "max_pool", "conv", "dense_conv", "gated_pool"] = "linear"
     projection_sharing: Literal["none", "headwise", "key_value", "layerwise"] | None = None
-    projection_init: Literal["normal", "xavier", "mean_pool"] | None = None
+    projection_init: Literal["normal", "xavier", "mean_pool", "offsets"] | None = None
     freeze_projection: bool = False
     log_count_bias: bool = False
     boundary_slots: bool = False
@@ -283,6 +289,8 @@ class LinformerConfig(PreTrainedConfig):
 
     def _validate_projected_length(self):
         n = self.max_position_embeddings
+        if self.local_window < 0:
+            raise ValueError(f"local_window must be at least 0 (0: no band of single tokens), got {self.local_window}.")
         # One K stands for all layers, none included. A list of it would hold as many as a file from elsewhere says.
         lengths = [self.projected_length] if isinstance(self.projected_length, int) else list(self.projected_length)
         if not isinstance(self.projected_length, int) and len(lengths) != self.num_hidden_layers:
@@ -297,12 +305,6 @@ class LinformerConfig(PreTrainedConfig):
                     "cannot be projected to more slots than there are tokens. Lower projected_length, or raise "
                     "max_position_embeddings."
                 )
-            if self.projection_type == "conv" and n % k:
-                raise ValueError(
-                    f"projection_type='conv' needs windows of equal size: max_position_embeddings={n} is not a "
-                    f"multiple of projected_length={k}. Choose a divisor of {n}, or projection_type='mean_pool', "
-                    "whose windows adapt."
-                )
             least = 3 * self.local_window + (3 if self.boundary_slots else 1)
             if k < least:
                 raise ValueError(
@@ -310,11 +312,24 @@ class LinformerConfig(PreTrainedConfig):
                     f"of its tokens) and boundary_slots={self.boundary_slots} (2 slots for the first and the last "
                     f"token), and one slot for the rest; got {k}. Raise projected_length, or lower local_window."
                 )
+            if self.projection_type in CONVOLUTIONS:
+                self._validate_windows(k, n)
         if self.projection_sharing == "layerwise" and len(set(lengths)) > 1:
             raise ValueError(
                 f"projection_sharing='layerwise' uses one E for all layers, but projected_length={lengths} differs "
                 "between layers. Use projection_sharing='key_value' (one E = F per layer), or a single "
                 "projected_length."
+            )
+
+    def _validate_windows(self, k: int, n: int):
+        band = 3 * self.local_window
+        if n % (k - band):
+            fitting = ", ".join(str(d + band) for d in range(1, min(n - band, 4096) + 1) if n % d == 0)
+            minus, more = (f" - {band} for local_window", f", and {band} for the band") if band else ("", "")
+            raise ValueError(
+                f"projection_type={self.projection_type!r} needs windows of equal size: max_position_embeddings={n} is "
+                f"not a multiple of projected_length={k}{minus}. Choose {fitting} (a divisor of {n}{more}), or "
+                "projection_type='mean_pool', whose windows adapt."
             )
 
     def _validate_projection_options(self):
@@ -330,11 +345,10 @@ class LinformerConfig(PreTrainedConfig):
                 "False",
             ),
             "freeze_projection": (
-                kind not in ("linear", "conv", "gated_pool"),
-                "has no learned weights; 'linear', 'conv' and 'gated_pool' have",
+                kind not in ("linear", *CONVOLUTIONS, "gated_pool"),
+                "has no learned weights; 'linear', 'conv', 'dense_conv' and 'gated_pool' have",
                 "False",
             ),
-            "local_window": (kind != "gated_pool", "is not 'gated_pool', which projects the single tokens too", "0"),
             "original_max_position_embeddings": (
                 kind != "gated_pool" and not self.log_count_bias,
                 "has slots that weigh one token each (no log_count_bias)",
@@ -347,14 +361,18 @@ class LinformerConfig(PreTrainedConfig):
                     f"{name}={getattr(self, name)!r} would have no effect: projection_type={kind!r} {reason}. Leave "
                     f"{name} {default}, or choose another projection_type."
                 )
+        if self.projection_init == "offsets" and kind not in CONVOLUTIONS and self.projection_sharing != "none":
+            raise ValueError(
+                f"projection_init='offsets' starts each head at a token of its own, but with projection_type={kind!r} "
+                f"and projection_sharing={self.projection_sharing!r} all heads have one E. Use "
+                "projection_sharing='none', or projection_init='mean_pool'."
+            )
         original, k = self.original_max_position_embeddings, self.projected_length
         if original is not None and original < (k if isinstance(k, int) else max(k, default=1)):
             raise ValueError(
                 f"original_max_position_embeddings must be at least projected_length={self.projected_length}, up to "
                 f"which attention is exact, got {self.original_max_position_embeddings}."
             )
-        if self.local_window < 0:
-            raise ValueError(f"local_window must be at least 0 (0: no band of single tokens), got {self.local_window}.")
 
 
 __all__ = ["LinformerConfig", "capture_outputs", "merge_with_config_defaults"]

@@ -71,7 +71,13 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import is_tracing
 
-from .configuration_linformer import AUTO_MAP, LinformerConfig, capture_outputs, merge_with_config_defaults
+from .configuration_linformer import (
+    AUTO_MAP,
+    CONVOLUTIONS,
+    LinformerConfig,
+    capture_outputs,
+    merge_with_config_defaults,
+)
 from .projection_linformer import LinformerProjection, slot_edges
 from .tokens_linformer import (
     ID_TYPES,
@@ -378,7 +384,7 @@ class LinformerSelfAttention(nn.Module):
         projection: LinformerProjection,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention over the gated slots and, exactly, over the blocks of w tokens around each query.
+        """Attention over the slots and, exactly, over the blocks of w tokens around each query.
 
         Real tokens are brought to the front of each row, so blocks are counted among them. A row of at most K real
         tokens has these as its keys, all of them. Letters: b = N / w blocks, rounded up; S = K - 3 w slots.
@@ -392,21 +398,23 @@ class LinformerSelfAttention(nn.Module):
             blocks = at_least(blocks, 2)  # 1 is special: the graph would hold for N <= w only, or for N > w
         front = tokens.to_front(hidden_states)  # [B, N, C]
         keys, values = self.key(front), self.value(front)  # [B, N, C]
-        # A call of the module, so that hooks and wrappers see it (accelerate, PEFT). Of tokens in front, only each
-        # row's number matters.
-        in_front = RealTokens(None, tokens.place, tokens.length, None)
-        slot_keys, slot_values, slot_bias = projection(front, lambda _: keys, lambda _: values, in_front)
-        assert slot_bias is not None  # gated slots always have one
-        edges = slot_edges(tokens.length, self.keys - 3 * w, self.boundary)
-        bias = self.band_bias(slot_bias, edges, tokens, blocks)  # [B, b, H, K]
+        # A call, for hooks and wrappers to see (accelerate, PEFT). What needs all keys, as the band does, gets these.
+        slot_keys, slot_values, slot_bias = projection(
+            front,
+            lambda states: keys if states is front else self.key(states),
+            lambda states: values if states is front else self.value(states),
+            tokens.in_front(masked=self.projection_type != "gated_pool"),
+        )
+        assert slot_bias is not None  # beside a band there always is one
+        bias = self.band_bias(slot_bias.expand(batch, -1, -1, -1), tokens, blocks)  # [B, b, H or 1, K]
         single = self.single_tokens(keys, values, bias, tokens)
         query = nn.functional.pad(self.query(front), (0, 0, 0, blocks * w - length))
         query = self.split_heads(query).unflatten(2, (blocks, w)).transpose(1, 2)  # [B, b, H, w, D]
         by_block = (query, self.near(keys, blocks), self.near(values, blocks), bias)
         outputs, maps = [], []
         for part, near_keys, near_values, part_bias in zip(*map(self.parts, by_block), strict=True):
-            states = [(slot_keys, near_keys), (slot_values, near_values)]
             compute = partial(self.attend_to_band, single=single, **kwargs)
+            states = [(slot_keys, near_keys), (slot_values, near_values)]
             output, weights = recomputed(compute, length, part, states, part_bias)
             outputs.append(output.reshape(batch, part.shape[1] * w, channels))  # [B b, w, H, D] -> [B, b w, C]
             if weights is not None:  # [B b, H, w, K] -> [B, H, b w, K]
@@ -458,10 +466,7 @@ class LinformerSelfAttention(nn.Module):
         single: list[torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of some blocks the keys and values (slots, then the 3 w tokens) and the bias, [B b, H, K or 1, D or K]."""
-        banded = []
-        for slots, near in states:
-            far = slots[:, None].expand(-1, near.shape[1], -1, -1, -1)  # [B, b, H, S, D]
-            banded.append(torch.cat([far, near], 3))
+        banded = [torch.cat([slots[:, None].expand(-1, near.shape[1], -1, -1, -1), near], 3) for slots, near in states]
         banded.append(bias[:, :, :, None])
         if single is not None:
             short, *instead = single
@@ -477,26 +482,27 @@ class LinformerSelfAttention(nn.Module):
         Each [B or 1, 1, H or 1, K or 1, D or K]: the same for all blocks.
         """
         short = tokens.length <= self.keys  # [B or 1]
-        if tokens.mask is None and holds(keys.shape[1] > self.keys):
-            return None
-        if readable(short) and not bool(short.any()):
+        if (tokens.mask is None and holds(keys.shape[1] > self.keys)) or (readable(short) and not bool(short.any())):
             return None
         first = torch.arange(self.keys, device=keys.device)
         # A row without a real token gets no bias, as in `LinformerProjection.slot_bias`.
-        outside = (first >= tokens.length[:, None]) & (tokens.length > 0)[:, None]  # [B or 1, K]
-        outside = outside[:, None, None, None]
+        outside = ((first >= tokens.length[:, None]) & (tokens.length > 0)[:, None])[:, None, None, None]
         single_bias = shut(bias.new_zeros(outside.shape), outside)
         first = first.clamp(max=keys.shape[1] - 1)
         single = [self.split_heads(states[:, first])[:, None] for states in (keys, values)]
         return [short[:, None, None, None, None], *single, single_bias]
 
-    def band_bias(self, slot_bias: torch.Tensor, edges: torch.Tensor, tokens: RealTokens, blocks: int) -> torch.Tensor:
-        """[B, b, H, K]: the slots' bias, and the lowest number on slots inside the band and outside the row."""
-        w = self.local_window
-        first = (torch.arange(blocks, device=edges.device) - 1)[:, None] * w  # [b, 1], where the band starts
-        inside = (edges[:, None, :-1] >= first) & (edges[:, None, 1:] <= first + 3 * w)  # [B or 1, b, S]
-        far = shut(slot_bias.transpose(1, 2), inside[:, :, None])  # [B, b, H, S]
-        place = first + torch.arange(3 * w, device=edges.device)  # [b, 3 w]
+    def band_bias(self, slot_bias: torch.Tensor, tokens: RealTokens, blocks: int) -> torch.Tensor:
+        """[B, b, H or 1, K]: the slots' bias, and the lowest number on slots inside the band and outside the row."""
+        w, slots = self.local_window, slot_bias.shape[-1]
+        far = slot_bias.transpose(1, 2).expand(-1, blocks, -1, -1)  # [B, b, H or 1, S]
+        first = (torch.arange(blocks, device=far.device) - 1)[:, None] * w  # [b, 1], where the band starts
+        if self.projection_type not in ("linear", "fixed"):  # a row of E reaches everywhere
+            size = self.config.max_position_embeddings // slots if self.projection_type in CONVOLUTIONS else None
+            edges = slot_edges(tokens.length, slots, self.boundary, size)  # [B or 1, S + 1]
+            inside = (edges[:, None, :-1] >= first) & (edges[:, None, 1:] <= first + 3 * w)  # [B or 1, b, S]
+            far = shut(far, inside[:, :, None])
+        place = first + torch.arange(3 * w, device=far.device)  # [b, 3 w]
         outside = (place < 0) | (place >= tokens.length[:, None, None])  # [B or 1, b, 3 w]
         near = shut(torch.zeros_like(outside, dtype=slot_bias.dtype), outside)
         return torch.cat([far, near[:, :, None].expand(far.shape[0], -1, far.shape[2], -1)], 3)

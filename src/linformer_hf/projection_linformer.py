@@ -33,6 +33,13 @@ attention, and both it and v' are exact where p is the softmax of q k_t. So G = 
 query q keeps what the average query attends to (`convert.py` starts it there); G = 0 is `mean_pool` with
 `log_count_bias`. p depends on the content, so this K' is no fixed linear map of X, and the theorems do not cover it.
 
+`dense_conv` maps each offset of a window by a matrix of its own, so that neighbours stay apart in different channels,
+where every other type blurs them (`conv` has one weight for a channel, the rest one for a token):
+
+    K'_s = W_K (sum_j A_j x_(s w + j)) + b_K        V' likewise
+
+With `local_window` the projection makes K - 3 w slots; the other keys are single tokens (`LinformerSelfAttention`).
+
 Letters: B batch, N length, K slots, H heads, D head size, C = H D hidden size, S distinct matrices (2: E and F; 1:
 E = F), w window.
 """
@@ -45,7 +52,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils.import_utils import is_tracing
 
-from .configuration_linformer import LinformerConfig
+from .configuration_linformer import CONVOLUTIONS, POOLED_TYPES, LinformerConfig
 from .tokens_linformer import RealTokens, at_least, exact, holds, in_general_form, readable, shut
 
 
@@ -65,9 +72,14 @@ def adaptive_slots(tokens: RealTokens, slots: int, boundary: bool) -> torch.Tens
     return torch.where(length <= slots, place, pooled)
 
 
-def slot_edges(length: torch.Tensor, slots: int, boundary: bool) -> torch.Tensor:
-    """[B, K + 1] int: slot s of a row holds the real tokens edges[s] to edges[s + 1] - 1, as in `adaptive_slots`."""
+def slot_edges(length: torch.Tensor, slots: int, boundary: bool, window: int | None = None) -> torch.Tensor:
+    """[B, K + 1] int: slot s of a row holds the real tokens edges[s] to edges[s + 1] - 1, as in `adaptive_slots`.
+
+    With `window`, as in the convolutions: that many tokens, whatever the row's length.
+    """
     edge, length = torch.arange(slots + 1, device=length.device)[None], length[:, None]
+    if window is not None:
+        return torch.minimum(edge * window, length)
     if boundary:
         inner = slots - 2
         pooled = 1 + ((edge - 1) * (length - 2) + inner - 1) // inner  # 1 + ceil((s - 1) (l - 2) / (K - 2))
@@ -85,6 +97,8 @@ class LinformerProjection(nn.Module):
     - `linear`, `fixed`: [S, K, N], or [2, H, K, N] where each head has its own (`projection_sharing="none"`).
     - `conv`: [S, w, C] with w = N / K. It weighs the layer's input; with `projection_sharing="none"` it weighs each
       head's own projected keys and values, so no kernel is shared between heads.
+    - `dense_conv`: [S, w, C, C] (offset, from, to), on the layer's input; with `projection_sharing="none"`
+      [2, H, w, D, D], on each head's own projected keys and values.
     - `gated_pool`: [H, C], the gates' map G.
     - `mean_pool`, `max_pool`: None.
     """
@@ -100,6 +114,7 @@ class LinformerProjection(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.per_head = config.projection_sharing == "none"
+        self.banded = config.local_window > 0
         self.boundary = config.boundary_slots
         self.log_count = config.log_count_bias
         self.trained_length = config.original_max_position_embeddings  # L0
@@ -110,6 +125,9 @@ class LinformerProjection(nn.Module):
         n = config.max_position_embeddings
         if self.projection_type == "conv":
             shape: tuple[int, ...] = (matrices, n // self.slots, config.hidden_size)
+        elif self.projection_type == "dense_conv":
+            heads, size = ((self.num_heads,), self.head_dim) if self.per_head else ((), config.hidden_size)
+            shape = (matrices, *heads, n // self.slots, size, size)
         elif self.projection_type == "gated_pool":
             shape = (self.num_heads, config.hidden_size)
         else:
@@ -126,20 +144,47 @@ class LinformerProjection(nn.Module):
         if self.projection_type == "gated_pool":
             init.zeros_(self.weight)  # the mean over each window
             return
-        rows, columns = self.weight.shape[-2:]
-        # E is [K, N]; the kernel of `conv`, [w, C], holds w taps for every channel.
-        fan_in, fan_out = (rows, rows) if self.projection_type == "conv" else (columns, rows)
+        # E is [K, N]. A convolution's fan is its kernel: w taps, for all channels in `dense_conv`.
+        fan_out, fan_in = self.weight.shape[-2:]
+        if self.projection_type in CONVOLUTIONS:
+            fan_in = fan_out = self.window * (fan_in if self.projection_type == "dense_conv" else 1)
         if self.init == "normal":
             init.normal_(self.weight, std=1 / math.sqrt(fan_out))
         elif self.init == "xavier":
             bound = math.sqrt(6 / (fan_in + fan_out)) / math.sqrt(2)
             init.uniform_(self.weight, -bound, bound)
-        elif self.projection_type == "conv":
-            init.constant_(self.weight, 1 / rows)
         else:
-            slot = torch.arange(columns, device=self.weight.device) * rows // columns
-            windows = (slot == torch.arange(rows, device=self.weight.device)[:, None]).to(self.weight.dtype)
-            init.copy_(self.weight, (windows / windows.sum(-1, keepdim=True)).expand_as(self.weight))
+            init.copy_(self.weight, self.windowed_start().to(self.weight.dtype).expand_as(self.weight))
+
+    def windowed_start(self) -> torch.Tensor:
+        """What broadcasts to `weight`: the mean of each window (`mean_pool`), or one token of it (`offsets`).
+
+        Head h then begins with token h mod w of every window; in kernels that weigh the layer's input, the h-th
+        D channels do.
+        """
+        device, size = self.weight.device, self.head_dim
+        head = torch.arange(self.num_heads, device=device)
+        if self.projection_type not in CONVOLUTIONS:
+            rows, columns = self.weight.shape[-2:]
+            slot = torch.arange(columns, device=device) * rows // columns
+            inside = slot == torch.arange(rows, device=device)[:, None]  # [K, N]
+            width = inside.sum(-1, keepdim=True)
+            if self.init == "mean_pool":
+                return inside / width
+            return inside & (inside.cumsum(-1) - 1 == head[:, None, None] % width)  # [H, K, N]
+        tap = torch.arange(self.window, device=device)
+        taps = (tap == head[:, None] % len(tap)).to(self.weight.dtype)  # [H, w]
+        if self.init == "mean_pool":
+            taps = torch.full_like(taps, 1 / len(tap))
+        if self.projection_type == "dense_conv" and self.per_head:
+            return taps[:, :, None, None] * torch.eye(size, device=device)  # [H, w, D, D]
+        channels = taps.T.repeat_interleave(size, 1)  # [w, C]
+        return channels if self.projection_type == "conv" else torch.diag_embed(channels)
+
+    @property
+    def window(self) -> int:
+        """w, the taps of a convolution's kernel. Of the weight, which `resize_position_embeddings` replaces."""
+        return self.weight.shape[2 if self.projection_type == "dense_conv" and self.per_head else 1]
 
     def resized(self, n: int) -> torch.Tensor | None:
         """`weight` for inputs of `n` tokens, interpolated along the sequence; every row of E keeps its sum."""
@@ -148,10 +193,12 @@ class LinformerProjection(nn.Module):
         if self.projection_type == "gated_pool":
             return self.weight.detach().clone()
         weight = self.weight.detach().to(exact(self.weight.dtype))
-        if self.projection_type == "conv":  # [S, w, C] -> [S, C, w]
-            taps, new_taps = weight.shape[1], n // self.slots
-            stretched = nn.functional.interpolate(weight.transpose(1, 2), size=new_taps, mode="linear")
-            return (stretched.transpose(1, 2) * (taps / new_taps)).to(self.weight.dtype)
+        if self.projection_type in CONVOLUTIONS:
+            taps, new_taps, along = self.window, n // self.slots, 2 if self.weight.dim() == 5 else 1
+            last = weight.movedim(along, -1)  # [.., w]
+            stretched = nn.functional.interpolate(last.reshape(1, -1, taps), size=new_taps, mode="linear")
+            stretched = stretched.view(*last.shape[:-1], new_taps).movedim(-1, along)
+            return (stretched * (taps / new_taps)).to(self.weight.dtype)
         flat = weight.flatten(0, -2)[:, None]  # [S H K, 1, N]
         stretched = nn.functional.interpolate(flat, size=n, mode="linear")
         scale = flat.sum(-1, keepdim=True) / stretched.sum(-1, keepdim=True)
@@ -179,20 +226,20 @@ class LinformerProjection(nn.Module):
             K' and V', each [B, H, K, D], and a bias on the slots' logits, [B or 1, 1 or H, 1, K], or None if all are
             0. Windows over an input of N <= K tokens fill N slots only, and only these are returned.
         """
-        if self.projection_type in ("linear", "fixed"):
-            slot, slot_bias = None, self.unreached_bias(tokens, hidden_states.dtype)
-        elif self.projection_type == "conv":
-            slot = tokens.place // self.weight.shape[1]
-            slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
-        elif holds(hidden_states.shape[1] <= self.keys):
+        if (self.banded or self.projection_type in POOLED_TYPES) and holds(hidden_states.shape[1] <= self.keys):
             # One token per slot: full attention over the real tokens. A graph for many lengths, and an exported one,
             # keeps the general form, which holds for every length.
             short = tokens.to_front(hidden_states)  # [B, N, C]
             keys, values = self.split_heads(key(short)), self.split_heads(value(short))
             if self.weight is not None and self.weight.requires_grad:
-                # Unused gates take part with nothing: several processes need a gradient of every parameter.
+                # An unused weight takes part with nothing: several processes need a gradient of every parameter.
                 keys = keys + self.weight[:0].sum()
             return keys, values, self.short_bias(tokens, short.dtype)
+        if self.projection_type in ("linear", "fixed"):
+            slot, slot_bias = None, self.unreached_bias(tokens, hidden_states.dtype)
+        elif self.projection_type in CONVOLUTIONS:
+            slot = tokens.place // self.window
+            slot_bias = self.slot_bias(slot, tokens, hidden_states.dtype)
         elif self.projection_type == "gated_pool":
             front = tokens.to_front(hidden_states)  # [B, N, C]
             return self.gated_pool(front, key(front), value(front), tokens)
@@ -208,6 +255,8 @@ class LinformerProjection(nn.Module):
         else:
             compressed = self.compress(hidden_states, tokens, slot)  # [B, S, K, C]
             keys, values = self.split_heads(key(compressed[:, 0])), self.split_heads(value(compressed[:, -1]))
+        if slot_bias is None and self.banded:
+            slot_bias = keys.new_zeros(1, 1, 1, self.slots)
         return keys, values, slot_bias
 
     def compress(self, hidden_states: torch.Tensor, tokens: RealTokens, slot: torch.Tensor | None) -> torch.Tensor:
@@ -217,6 +266,8 @@ class LinformerProjection(nn.Module):
             stacked = self.columns(self.weight, length).flatten(0, 1)  # [S K, N]: E and F in one product
             compressed = torch.matmul(stacked, tokens.to_front(hidden_states))  # [B, S K, C]
             return compressed.view(batch, self.weight.shape[0], self.slots, channels)
+        if self.projection_type in CONVOLUTIONS:
+            return self.convolve(tokens.to_front(hidden_states)[:, None], self.weight)
         if self.projection_type == "max_pool":
             return self.max_pool(hidden_states, tokens, slot)[:, None]
         even = tokens.mask is None and not self.boundary and self.projection_type == "mean_pool"
@@ -224,12 +275,20 @@ class LinformerProjection(nn.Module):
             return hidden_states.unflatten(1, (self.slots, -1)).mean(2)[:, None]  # the same, without the matmul
         windows = self.windows(slot, tokens, hidden_states.dtype)[:, None]  # [B or 1, 1, K, N]
         selected = tokens.select(hidden_states)[:, None]  # [B, 1, N, C]
-        if self.projection_type == "conv":
-            taps = self.weight[:, tokens.place % self.weight.shape[1]]  # [S, B or 1, N, C]
-            selected = selected * taps.transpose(0, 1)  # [B, S, N, C]
-            return torch.matmul(windows.to(selected.dtype), selected)
         count = windows.sum(-1, keepdim=True).clamp(min=1)
         return torch.matmul((windows / count).to(selected.dtype), selected)
+
+    def convolve(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Real tokens in front, [B, 1 or G, N, c], by kernels [G, w, c] or [G, w, c, c] -> [B, G, K, c]."""
+        window, length = weight.shape[1], states.shape[2]
+        filled = self.slots if is_tracing(states) else -(-length // window)
+        states = nn.functional.pad(states, (0, 0, 0, filled * window - length))
+        states = states.unflatten(2, (filled, window))  # [B, 1 or G, k, w, c]
+        if weight.dim() == 3:
+            kernel = (states * weight[:, None]).sum(3)
+        else:
+            kernel = torch.matmul(states.flatten(3), weight.flatten(1, 2))
+        return nn.functional.pad(kernel, (0, 0, 0, self.slots - filled))
 
     def gated_pool(
         self, front: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tokens: RealTokens
@@ -291,10 +350,9 @@ class LinformerProjection(nn.Module):
             heads = self.split_heads(tokens.to_front(projected))  # [B, H, N, D]
             compressed = torch.matmul(self.columns(weight, heads.shape[2]), heads)  # [H, K, N] x [B, H, N, D]
         else:
-            taps = weight[tokens.place % weight.shape[0]]  # [B or 1, N, C]
-            weighed = tokens.select(projected) * taps
-            windows = self.windows(slot, tokens, weighed.dtype).to(weighed.dtype)
-            compressed = self.split_heads(torch.matmul(windows, weighed))
+            heads = self.split_heads(tokens.to_front(projected))
+            by_head = weight.unflatten(-1, heads.shape[1::2]).movedim(1, 0) if weight.dim() == 2 else weight
+            compressed = self.convolve(heads, by_head)
         return compressed + bias.view(self.num_heads, 1, self.head_dim)
 
     @staticmethod
@@ -332,7 +390,7 @@ class LinformerProjection(nn.Module):
         """
         if tokens.mask is None and not self.log_count:
             length = slot.shape[-1]  # rows of `length` real tokens: does the last of them fall in the last slot?
-            last = (length - 1) // self.weight.shape[1] if self.projection_type == "conv" else length - 1
+            last = (length - 1) // self.window if self.projection_type in CONVOLUTIONS else length - 1
             if holds(last >= self.slots - 1):
                 return None
         count = self.windows(slot, tokens, dtype).sum(-1)  # [B or 1, K]
@@ -365,16 +423,18 @@ class LinformerProjection(nn.Module):
     def unreached_bias(self, tokens: RealTokens, dtype: torch.dtype) -> torch.Tensor | None:
         """[B or 1, 1 or H, 1, K]: the lowest finite number on slots whose E and F are 0 at every real token of a row.
 
-        Only `projection_init="mean_pool"` starts rows of E like that: a short input does not reach its later windows.
+        Only a start from windows makes rows of E like that: a short input does not reach the later ones. Where it
+        reaches none of a head (`offsets`: no token stands at the head's place), all are zero vectors, and none is shut.
         """
-        if self.init != "mean_pool":
+        if self.init not in ("mean_pool", "offsets"):
             return None
         reached = self.weight.ne(0).any(0)  # [K, N], or [H, K, N]
         reached = reached if self.per_head else reached[None]
         columns = torch.arange(reached.shape[-1], device=reached.device)
         first = torch.where(reached, columns, reached.shape[-1]).amin(-1)  # [1 or H, K], first column not 0
         length = tokens.length[:, None, None]
-        empty = (first >= length) & (length > 0)  # [B or 1, 1 or H, K]
+        empty = first >= length  # [B or 1, 1 or H, K]
+        empty = empty & ~empty.all(-1, keepdim=True)
         if readable(empty) and not bool(empty.any()):
             return None
         return shut(torch.zeros_like(empty, dtype=dtype), empty)[:, :, None]

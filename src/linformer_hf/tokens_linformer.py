@@ -150,6 +150,12 @@ class RealTokens(NamedTuple):
         filled = torch.arange(self.order.shape[-1], device=self.order.device) < self.length[:, None]
         return torch.where(filled[..., None], hidden_states.gather(1, index), hidden_states.new_zeros(()))
 
+    def in_front(self, masked: bool) -> "RealTokens":
+        """Of what `to_front` gives; `masked`: with the places behind the real tokens, which hold zeros, as padding."""
+        place = torch.arange(self.place.shape[1], device=self.place.device)[None]
+        mask = place < self.length[:, None] if masked and self.mask is not None else None
+        return RealTokens(mask, place, self.length, None)
+
     def first(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, C]: the first real token of each row (token 0 of a row that has none)."""
         if self.order is None:

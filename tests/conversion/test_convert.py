@@ -158,7 +158,7 @@ def test_python_and_the_command_line_are_the_same_function(tiny_source, texts, t
     assert {key: python["options"][key] for key in options} == options
 
 
-@pytest.mark.parametrize("kind", ["mean_pool", "max_pool", "fixed", "conv"])
+@pytest.mark.parametrize("kind", ["mean_pool", "max_pool", "fixed", "conv", "dense_conv"])
 def test_other_projections(kind, tiny_source, texts, tmp_path, capsys):
     options = ["--projection-type", kind, "--projected-length", "12", "--calibrate", str(texts)]
     assert cli.main(["convert", str(tiny_source()), str(tmp_path / "out"), *options]) == 0
@@ -219,7 +219,7 @@ def test_the_command_line_passes_its_options(tiny_source, tmp_path, capsys):
         (["--projected-length", "49"], ["49", "max_position_embeddings=48"]),
         (["--projected-length", "0"], ["projected_length", "0"]),
         (["--projected-length", "12", "--local-window", "4"], ["at least 15", "12"]),
-        (["--projection-type", "linear", "--local-window", "2", "--projected-length", "12"], ["local_window=2"]),
+        (["--projection-type", "linear", "--local-window", "2", "--projected-length", "6"], ["local_window=2", "6"]),
         (["--projected-length", "12", "--calibrate", "no-such-folder"], ["no-such-folder"]),
         (["--projected-length", "12", "--tokenizer", "no-such-tokenizer"], ["no-such-tokenizer"]),
         (["--projected-length", "5,6,7"], ["3 values", "num_hidden_layers=2"]),

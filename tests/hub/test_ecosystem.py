@@ -46,6 +46,7 @@ OFFLOADED = [
     PER_HEAD,
     {"projection_type": "linear", "projection_sharing": "layerwise"},
     {"projection_type": "conv", "projection_sharing": "none"},
+    {"projection_type": "dense_conv", "projection_sharing": "none", "projected_length": 8, "local_window": 2},
     CONVERTED,
 ]
 

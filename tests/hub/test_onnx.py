@@ -25,6 +25,10 @@ PROJECTIONS = [
     {"projection_type": "max_pool"},
     {"projection_type": "conv"},
     {"projection_type": "conv", "projection_sharing": "none"},
+    {"projection_type": "dense_conv"},
+    {"projection_type": "dense_conv", "projection_sharing": "none"},
+    {"projection_type": "dense_conv", "projected_length": 8, "local_window": 2},
+    {"projection_type": "linear", "projected_length": 8, "local_window": 2},
     {"projection_type": "gated_pool"},
     {"projection_type": "gated_pool", **BANDS[2], "length_correction": True},  # what `convert --calibrate` makes
 ]

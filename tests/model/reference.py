@@ -40,26 +40,43 @@ def dilution(config, length: int) -> float:
     return 0.0 if trained is None else max(0.0, math.log(length / trained))
 
 
+def windows_of(config, k: int, length: int) -> list[list[int]] | None:
+    """The tokens of each of the slots; None where every slot may hold every token (`linear`, `fixed`)."""
+    if config.projection_type in ("linear", "fixed"):
+        return None
+    if config.projection_type in ("conv", "dense_conv"):
+        width = config.max_position_embeddings // k
+        return [[t for t in range(s * width, (s + 1) * width) if t < length] for s in range(k)]
+    return slots_of_windows(config, k, length)
+
+
 def compress(config, weight, k: int, which: int, head: int, x):
     """X [l, C] -> the K compressed rows (None where no real token reaches the slot) and their logit biases."""
     length, rows, biases = x.shape[0], [], []
-    if config.projection_type in ("linear", "fixed"):
+    slots = windows_of(config, k, length)
+    if slots is None:
         both = weight[:, head] if config.projection_sharing == "none" else weight  # E and F, or the one E = F
         e = both[min(which, len(both) - 1)]
-        for slot in range(k):  # a slot whose weights for every real token are exactly 0 is empty
-            reached = any(matrix[slot, t] != 0 for matrix in both for t in range(length))
-            rows.append(sum(e[slot, t] * x[t] for t in range(length)) if reached else None)
+        # A slot whose weights for every real token are exactly 0 is empty, unless all are.
+        reached = [any(matrix[slot, t] != 0 for matrix in both for t in range(length)) for slot in range(k)]
+        for slot in range(k):
+            live = reached[slot] or not any(reached)
+            rows.append(sum(e[slot, t] * x[t] for t in range(length)) if live else None)
         return rows, [0.0] * k
-    if config.projection_type == "conv":
-        kernel, width = weight[min(which, len(weight) - 1)], config.max_position_embeddings // k
-        slots = [[t for t in range(s * width, (s + 1) * width) if t < length] for s in range(k)]
-    else:
-        slots = slots_of_windows(config, k, length)
+    kernel = None if weight is None else weight[min(which, len(weight) - 1)]
     for slot, tokens in enumerate(slots):
         if not tokens:
             rows.append(None)
         elif config.projection_type == "conv":
-            rows.append(sum(x[t] * kernel[t - slot * width] for t in tokens))
+            rows.append(sum(x[t] * kernel[t - tokens[0]] for t in tokens))
+        elif config.projection_type == "dense_conv" and config.projection_sharing == "none":
+            size = config.hidden_size // config.num_attention_heads
+            own = slice(head * size, (head + 1) * size)
+            row = torch.zeros_like(x[0])
+            row[own] = sum(x[t][own] @ kernel[head, t - tokens[0]] for t in tokens)
+            rows.append(row)
+        elif config.projection_type == "dense_conv":
+            rows.append(sum(x[t] @ kernel[t - tokens[0]] for t in tokens))
         elif config.projection_type == "mean_pool":
             rows.append(sum(x[t] for t in tokens) / len(tokens))
         else:
@@ -70,26 +87,52 @@ def compress(config, weight, k: int, which: int, head: int, x):
     return rows, biases
 
 
+def single_tokens(config, k: int, length: int, t: int) -> set[int]:
+    """The keys of query t that are single tokens: its own block of w and the two beside it; all in a short row."""
+    w = config.local_window
+    if length <= k and (w or config.projection_type == "gated_pool"):
+        return set(range(length))
+    return {u for u in range(length) if w and abs(u // w - t // w) <= 1}
+
+
 def attention(config, p, name: str, weight, k: int, x):
-    """softmax(Q K'^T / sqrt(D) + slot bias) V' with K' = (E X) W_K + b_K and V' = (F X) W_V + b_V: [l, C]."""
-    size, heads = config.hidden_size // config.num_attention_heads, []
-    kernels_on_projections = config.projection_type == "conv" and config.projection_sharing == "none"
+    """softmax(Q K'^T / sqrt(D) + slot bias) V' with K' = (E X) W_K + b_K and V' = (F X) W_V + b_V: [l, C].
+
+    With a band, K' and V' hold K - 3 w slots, and the single tokens around each query; a window that lies wholly among
+    these is left out.
+    """
+    size, heads, length = config.hidden_size // config.num_attention_heads, [], len(x)
+    kernels_on_projections = config.projection_type in ("conv", "dense_conv") and config.projection_sharing == "none"
+    slots = k - 3 * config.local_window
+    windows = windows_of(config, slots, length)
     for head in range(config.num_attention_heads):
         columns = slice(head * size, (head + 1) * size)  # this head's D of the C channels
         q = x @ p[f"{name}.query.weight"][columns].T + p[f"{name}.query.bias"][columns]  # [l, D]
-        short = []
+        short, single = [], []
         for which, part in enumerate(("key", "value")):
             w, b = p[f"{name}.{part}.weight"], p[f"{name}.{part}.bias"]
             if kernels_on_projections:  # per-head kernels: they see X W_K, still without the bias
-                rows, biases = compress(config, weight, k, which, head, x @ w.T)
+                rows, biases = compress(config, weight, slots, which, head, x @ w.T)
                 rows = [None if row is None else row[columns] for row in rows]
             else:
-                rows, biases = compress(config, weight, k, which, head, x)
+                rows, biases = compress(config, weight, slots, which, head, x)
                 rows = [None if row is None else row @ w[columns].T for row in rows]
             short.append([None if row is None else row + b[columns] for row in rows])
-        live = [slot for slot in range(k) if short[0][slot] is not None]
-        logits = torch.stack([q @ short[0][s] / math.sqrt(size) + biases[s] for s in live], dim=1)  # [l, live slots]
-        heads.append(logits.softmax(1) @ torch.stack([short[1][s] for s in live]))  # [l, D]
+            single.append(x @ w[columns].T + b[columns])  # [l, D]
+        output = []
+        for t in range(length):
+            near = single_tokens(config, k, length, t)
+            live = [
+                slot
+                for slot in range(slots)
+                if short[0][slot] is not None
+                and not (near and (len(near) == length or (windows and near.issuperset(windows[slot]))))
+            ]
+            logits = [q[t] @ short[0][s] / math.sqrt(size) + biases[s] for s in live]
+            logits += [q[t] @ single[0][u] / math.sqrt(size) for u in near]
+            seen = [short[1][s] for s in live] + [single[1][u] for u in near]
+            output.append(torch.stack(logits).softmax(0) @ torch.stack(seen))
+        heads.append(torch.stack(output))  # [l, D]
     return torch.cat(heads, dim=1)
 
 
@@ -112,10 +155,7 @@ def gated_attention(config, p, name: str, gates, k: int, x):
         )  # [l, D]
         rows = []
         for t, q in enumerate(queries):
-            if length <= k:
-                near = set(range(length))
-            else:
-                near = {u for u in range(length) if w and abs(u // w - t // w) <= 1}
+            near = single_tokens(config, k, length, t)
             logits, seen = [q @ keys[u] / math.sqrt(size) for u in near], [values[u] for u in near]
             for slot, tokens in enumerate(slots):
                 if near.issuperset(tokens):  # all of them are single tokens already
@@ -171,25 +211,29 @@ def encode_row(config, p, ids, types=None, embeddings=None):
 
 
 SHARINGS = ("none", "headwise", "key_value", "layerwise")
-INITS = ("normal", "xavier", "mean_pool")
+INITS = ("normal", "xavier", "mean_pool", "offsets")
 # K = 3 w + S: the single tokens around a query and at least one slot, or three with slots for the two ends.
 BANDS = (
     {"local_window": 1},  # K = 5 as everywhere, so S = 2
     {"local_window": 1, "projected_length": 6, "boundary_slots": True},
     {"local_window": 2, "projected_length": 8},  # the last block of an odd length is half empty
 )
+LEARNED = ("linear", "fixed", "conv", "dense_conv")
 # Every projection with every way of sharing (learned types) or every window option (pooled types), and the extensions.
 SHAPES = [
-    *(
-        {"projection_type": t, "projection_sharing": s}
-        for t, s in itertools.product(("linear", "fixed", "conv"), SHARINGS)
-    ),
+    *({"projection_type": t, "projection_sharing": s} for t, s in itertools.product(LEARNED, SHARINGS)),
     *(
         {"projection_type": t, "log_count_bias": bias, "boundary_slots": boundary}
         for t, bias, boundary in itertools.product(("mean_pool", "max_pool"), (False, True), (False, True))
     ),
     *({"projection_type": "gated_pool", "boundary_slots": boundary} for boundary in (False, True)),
     *({"projection_type": "gated_pool", **band} for band in BANDS),
+    *({"projection_type": t, **BANDS[2]} for t in ("mean_pool", "max_pool")),
+    *(
+        {"projection_type": t, "projection_sharing": s, "projection_init": "mean_pool", **BANDS[2]}
+        for t, s in itertools.product(LEARNED, ("none", "key_value"))
+    ),
+    {"projection_type": "mean_pool", "log_count_bias": True, **BANDS[1], "original_max_position_embeddings": 7},
     *({"projection_type": t, "length_correction": True} for t in ("linear", "conv", "mean_pool", "gated_pool")),
     {"projection_type": "gated_pool", **BANDS[2], "length_correction": True},
     {"projection_type": "max_pool", "log_count_bias": True, "original_max_position_embeddings": 7},
@@ -200,11 +244,15 @@ SHAPES = [
 VARIANTS = [
     {**shape, **({"projection_init": start} if start else {})}
     for shape in SHAPES
-    for start in (INITS if "projection_sharing" in shape else (None,))
+    for start in (INITS if "projection_sharing" in shape and "projection_init" not in shape else (None,))
+    # Heads that share E and F have no starts of their own.
+    if (start, shape["projection_type"]) not in (("offsets", "linear"), ("offsets", "fixed"))
+    or shape["projection_sharing"] == "none"
 ]
 TYPES = [
-    *({"projection_type": t} for t in ("linear", "fixed", "conv", "mean_pool", "max_pool", "gated_pool")),
+    *({"projection_type": t} for t in (*LEARNED, "mean_pool", "max_pool", "gated_pool")),
     {"projection_type": "gated_pool", **BANDS[0]},
+    {"projection_type": "dense_conv", **BANDS[0]},
 ]
 
 

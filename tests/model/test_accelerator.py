@@ -31,6 +31,8 @@ KINDS = {
     "fixed": {"projection_type": "fixed", "projection_sharing": "headwise"},
     "conv": {"projection_type": "conv", "projection_sharing": "key_value"},
     "conv per head": {"projection_type": "conv", "projection_sharing": "none"},
+    "dense conv": {"projection_type": "dense_conv", "projection_sharing": "headwise"},
+    "dense conv per head": {"projection_type": "dense_conv", "projection_sharing": "none"},
     "mean": {"projection_type": "mean_pool", "log_count_bias": True},
     "max": {"projection_type": "max_pool", "boundary_slots": True},
     "gated": {"projection_type": "gated_pool"},

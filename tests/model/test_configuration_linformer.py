@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reference import BANDS, SHAPES, TYPES, tiny_config
+from reference import BANDS, LEARNED, SHAPES, TYPES, tiny_config
 from transformers import AutoConfig
 
 from linformer_hf import LinformerConfig, LinformerModel, configuration_linformer
@@ -41,7 +41,7 @@ def test_every_projection_type_is_held_against_the_reference(variants):
     assert {variant["projection_type"] for variant in variants} == set(kinds)
 
 
-@pytest.mark.parametrize("kind", ["linear", "fixed", "conv"])
+@pytest.mark.parametrize("kind", LEARNED)
 def test_learned_types_are_shared_layerwise_unless_told(kind):
     config = tiny_config(projection_type=kind)
     assert (config.projection_sharing, config.projection_init) == ("layerwise", "normal")
@@ -103,7 +103,7 @@ REFUSED = [
     ),
     *(
         ({"projected_length": 21, "projection_type": kind}, "max_position_embeddings=20, got 21")
-        for kind in ("fixed", "conv", *POOLED)
+        for kind in ("fixed", "conv", "dense_conv", *POOLED)
     ),
     (
         {"projected_length": [5]},
@@ -117,7 +117,8 @@ REFUSED = [
     ),
     (
         {"projection_type": "conv", "projected_length": 6},
-        r"max_position_embeddings=20 is not a multiple of projected_length=6.*divisor of 20.*type='mean_pool'",
+        r"max_position_embeddings=20 is not a multiple of projected_length=6\. "
+        r"Choose 1, 2, 4, 5, 10, 20 \(a divisor of 20\).*type='mean_pool'",
     ),
     (
         {"projection_type": "conv", "projected_length": [5, 8], "projection_sharing": "none"},
@@ -135,6 +136,8 @@ REFUSED = [
             ({"projection_type": "gated_pool", "boundary_slots": True}, 2, 3),
             ({"projection_type": "gated_pool", "local_window": 1}, 3, 4),
             ({"projection_type": "gated_pool", "local_window": 3}, 9, 10),
+            ({"projection_type": "linear", "local_window": 2}, 5, 7),
+            ({"projection_type": "conv", "local_window": 3}, 8, 10),
             ({"projection_type": "gated_pool", "local_window": 2, "boundary_slots": True}, 8, 9),
         )
     ),
@@ -143,7 +146,7 @@ REFUSED = [
         r"at least 10 with local_window=3 .*got 9\.",
     ),
     (
-        {"projection_type": "gated_pool", "local_window": -1},
+        {"local_window": -1},
         r"local_window must be at least 0 .*, got -1\.",
     ),
     (
@@ -155,15 +158,23 @@ REFUSED = [
             {"projection_type": kind, "original_max_position_embeddings": 99},
             rf"original_max_position_embeddings=99 would have no effect: projection_type='{kind}' .*log_count_bias",
         )
-        for kind in ("linear", "fixed", "conv", "mean_pool", "max_pool")
+        for kind in (*LEARNED, "mean_pool", "max_pool")
     ),
     *(
         (
-            {"projection_type": kind, "local_window": w},
-            rf"local_window={w} would have no effect: projection_type='{kind}' .*'gated_pool'.*Leave local_window 0",
+            {"projection_type": kind, "projected_length": 9, "local_window": 2},
+            rf"projection_type='{kind}' needs .*=20 is not a multiple of projected_length=9 - 6 for local_window\. "
+            r"Choose 7, 8, 10, 11, 16 \(a divisor of 20, and 6 for the band\)",
         )
-        for kind in ("linear", "fixed", "conv", "mean_pool", "max_pool")
-        for w in (1, -1)
+        for kind in ("conv", "dense_conv")
+    ),
+    *(
+        (
+            {"projection_type": kind, "projection_sharing": sharing, "projection_init": "offsets"},
+            rf"projection_init='offsets' .*type='{kind}' and projection_sharing='{sharing}' all heads have one",
+        )
+        for kind in ("linear", "fixed")
+        for sharing in ("headwise", "key_value", "layerwise")
     ),
     *(
         (
@@ -179,9 +190,13 @@ REFUSED = [
             rf"{name}=True would have no effect: projection_type='{kind}' .*{able}.*Leave {name} False, or choose",
         )
         for name, able, kinds in (
-            ("boundary_slots", "mean_pool, max_pool, gated_pool", ("linear", "fixed", "conv")),
-            ("log_count_bias", "'mean_pool' nor 'max_pool'", ("linear", "fixed", "conv", "gated_pool")),
-            ("freeze_projection", "'linear', 'conv' and 'gated_pool'", ("fixed", "mean_pool", "max_pool")),
+            ("boundary_slots", "mean_pool, max_pool, gated_pool", LEARNED),
+            ("log_count_bias", "'mean_pool' nor 'max_pool'", (*LEARNED, "gated_pool")),
+            (
+                "freeze_projection",
+                "'linear', 'conv', 'dense_conv' and 'gated_pool'",
+                ("fixed", "mean_pool", "max_pool"),
+            ),
         )
         for kind in kinds
     ),
@@ -230,9 +245,13 @@ def test_several_faults_are_still_one_error():
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("projection_type", "nystrom", "'linear', 'fixed', 'mean_pool', 'max_pool', 'conv', 'gated_pool'"),
+        (
+            "projection_type",
+            "nystrom",
+            "'linear', 'fixed', 'mean_pool', 'max_pool', 'conv', 'dense_conv', 'gated_pool'",
+        ),
         ("projection_sharing", "kv", "'none', 'headwise', 'key_value', 'layerwise'"),
-        ("projection_init", "orthogonal", "'normal', 'xavier', 'mean_pool'"),
+        ("projection_init", "orthogonal", "'normal', 'xavier', 'mean_pool', 'offsets'"),
         ("classifier_pooling", "max", "'cls', 'mean'"),
     ],
 )
@@ -324,7 +343,7 @@ def fields(draw):
         "num_hidden_layers": layers,
         "max_position_embeddings": draw(st.sampled_from([6, 8, 12])),
         "projected_length": draw(k | st.lists(k, min_size=layers, max_size=layers)),
-        "projection_type": draw(st.sampled_from(["linear", "fixed", "mean_pool", "max_pool", "conv", "gated_pool"])),
+        "projection_type": draw(st.sampled_from([*LEARNED, *POOLED])),
         "length_correction": draw(st.booleans()),
         "pooler_act": draw(st.sampled_from(["tanh", "relu"])),
         "classifier_pooling": draw(st.sampled_from(["cls", "mean"])),
@@ -336,12 +355,12 @@ def fields(draw):
     if pooled or draw(st.booleans()):
         values["log_count_bias"] = not gated and draw(st.booleans())
         values["boundary_slots"] = draw(st.booleans())
+    values["local_window"] = draw(st.integers(0, 3))
     if gated:
-        values["local_window"] = draw(st.integers(0, 3))
         values["freeze_projection"] = draw(st.booleans())
     if not pooled:
         values["projection_sharing"] = draw(st.sampled_from([None, "none", "headwise", "key_value", "layerwise"]))
-        values["projection_init"] = draw(st.sampled_from([None, "normal", "xavier", "mean_pool"]))
+        values["projection_init"] = draw(st.sampled_from([None, "normal", "xavier", "mean_pool", "offsets"]))
         values["freeze_projection"] = draw(st.booleans())
     return values
 

@@ -29,6 +29,8 @@ KINDS = [
     {"projection_type": "linear", "projection_sharing": "headwise", "projection_init": "mean_pool"},
     {"projection_type": "fixed"},
     {"projection_type": "conv"},
+    {"projection_type": "dense_conv", "projection_sharing": "headwise"},
+    {"projection_type": "linear", "projection_sharing": "none", "local_window": 8},
     {"projection_type": "mean_pool", "log_count_bias": True},
     {"projection_type": "max_pool"},
     {"projection_type": "gated_pool"},

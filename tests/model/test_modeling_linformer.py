@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from packaging import version
 from reference import (
     BANDS,
+    LEARNED,
     SHAPES,
     SHARINGS,
     TYPES,
@@ -218,14 +219,20 @@ GATED = [
 ]
 
 
-@pytest.mark.parametrize("options", GATED, ids=name_of)
+BANDED = [
+    {"projection_type": kind, "projected_length": 8, "local_window": 2}
+    for kind in ("linear", "fixed", "conv", "dense_conv", "mean_pool", "max_pool")
+]
+
+
+@pytest.mark.parametrize("options", GATED + BANDED, ids=name_of)
 @pytest.mark.parametrize("length", [3, 7, 8])
-def test_gates_are_full_attention_up_to_k_tokens(options, length):
+def test_gates_and_bands_are_full_attention_up_to_k_tokens(options, length):
     bert, model = bert_twin(length_correction=True, **options)
     assert_same_on_padded_batches(bert, model, length)
 
 
-@pytest.mark.parametrize("options", GATED, ids=name_of)
+@pytest.mark.parametrize("options", GATED + BANDED, ids=name_of)
 def test_rows_of_at_most_k_tokens_are_full_attention_inside_a_longer_batch_too(options):
     """Every length up to K, on the right, on the left and scattered, next to a row of N > K tokens."""
     bert, model = bert_twin(length_correction=True, **options)
@@ -313,12 +320,11 @@ def test_gates_and_corrections_start_at_zero_also_where_a_checkpoint_lacks_them(
         assert not any(tensor.any() for tensor in new.values())
 
 
-@pytest.mark.parametrize("kind", ["mean_pool", "max_pool", "conv", "gated_pool"])
+@pytest.mark.parametrize("kind", ["mean_pool", "max_pool", "conv", "dense_conv", "gated_pool"])
 def test_k_equal_to_n_is_bert_on_padded_batches(kind):
     bert, model = bert_twin(projection_type=kind, projected_length=20)
-    if kind == "conv":
-        for weight in projection_weights(model).values():
-            torch.nn.init.ones_(weight)  # windows of one token
+    for weight in projection_weights(model).values() if "conv" in kind else ():
+        weight.data.copy_(torch.eye(16) if kind == "dense_conv" else torch.ones(16))  # windows of one token
     assert_same_on_padded_batches(bert, model, 20)
 
 
@@ -476,7 +482,7 @@ def test_projection_parameters_of_base_size(sharing, count):
     assert sum(weight.numel() for weight in projection_weights(model).values()) == count
 
 
-@pytest.mark.parametrize("kind", ["linear", "fixed", "conv"])
+@pytest.mark.parametrize("kind", LEARNED)
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_two_models_in_one_process_own_their_matrices(kind, sharing):
     first = tiny_model(seed=0, projection_type=kind, projection_sharing=sharing)
@@ -510,10 +516,10 @@ def test_e_starts_with_the_papers_deviation_and_not_with_the_models(kind, sharin
     assert loaded.encoder.layer[0].attention.self.key.weight.std().item() == pytest.approx(0.02, rel=0.2)
 
 
-@pytest.mark.parametrize("kind", ["linear", "fixed", "conv"])
+@pytest.mark.parametrize("kind", LEARNED)
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_every_initialisation_starts_as_its_formula_says(kind, sharing):
-    """N = 512, K = 64, windows of 8 tokens. For `conv` the fan is the kernel of 8 taps."""
+    """N = 512, K = 64, windows of 8 tokens. A convolution's fan is its kernel of 8 taps (x channels)."""
     sizes = {"max_position_embeddings": 512, "projected_length": 64, "hidden_size": 256, "num_hidden_layers": 1}
     options = {**sizes, "projection_type": kind, "projection_sharing": sharing}
 
@@ -521,13 +527,16 @@ def test_every_initialisation_starts_as_its_formula_says(kind, sharing):
         (weight,) = projection_weights(LinformerModel(tiny_config(projection_init=init, **options))).values()
         return weight.detach()
 
+    convolution, channels = kind.endswith("conv"), 128 if sharing == "none" else 256
+    fan = 8 * (channels if kind == "dense_conv" else 1)
     normal = started("normal")
-    assert normal.std().item() == pytest.approx(math.sqrt(1 / 8 if kind == "conv" else 1 / 64), rel=0.06)
+    assert normal.std().item() == pytest.approx(math.sqrt(1 / fan if convolution else 1 / 64), rel=0.06)
     xavier = started("xavier")
-    bound = math.sqrt(6 / (8 + 8 if kind == "conv" else 512 + 64)) / math.sqrt(2)
+    bound = math.sqrt(6 / (2 * fan if convolution else 512 + 64)) / math.sqrt(2)
     assert 0.97 * bound < xavier.abs().max().item() <= bound * (1 + 1e-6)
     assert xavier.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.06)
-    windows = torch.full((8, 256), 1 / 8) if kind == "conv" else torch.eye(64).repeat_interleave(8, dim=1) / 8
+    windows = torch.full((8, 256), 1 / 8) if convolution else torch.eye(64).repeat_interleave(8, dim=1) / 8
+    windows = torch.eye(channels) / 8 if kind == "dense_conv" else windows
     pooled = started("mean_pool")
     assert torch.equal(pooled, windows.expand_as(pooled))
 
@@ -545,7 +554,7 @@ def test_fixed_matrices_are_saved_buffers(sharing, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape", [s for s in SHAPES if s["projection_type"] in ("linear", "conv", "gated_pool")], ids=name_of
+    "shape", [s for s in SHAPES if s["projection_type"] in ("linear", "conv", "dense_conv", "gated_pool")], ids=name_of
 )
 def test_frozen_projections_do_not_learn_before_and_after_loading(shape, tmp_path):
     free = tiny_model(**shape)
@@ -653,10 +662,14 @@ def test_attention_maps_are_n_by_k_and_their_rows_sum_to_one(shape):
     assert isinstance(model(ids, mask, return_dict=False), tuple)
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv", "mean_pool", "gated_pool"])
 @pytest.mark.parametrize("w", [1, 2, 3])
-def test_a_query_sees_the_single_tokens_of_its_block_and_of_the_two_beside_it(w):
-    """In a row of l > K real tokens the last 3 w columns of the map are those tokens, 0 where they would be outside."""
-    model = tiny_model(projection_type="gated_pool", local_window=w, projected_length=3 * w + 2)
+def test_a_query_sees_the_single_tokens_of_its_block_and_of_the_two_beside_it(kind, w):
+    """In a row of l > K real tokens the last 3 w columns of the map are those tokens, 0 where they would be outside.
+
+    Of the two slots before them, those count whose window reaches beyond the single tokens; a row of E always does.
+    """
+    model = tiny_model(projection_type=kind, local_window=w, projected_length=3 * w + 2)
     model.set_attn_implementation("eager")
     ids, _, mask = tiny_batch()
     mask[3, ::2], mask[3, 1::4] = 1, 1  # holes, and 15 real tokens
@@ -671,11 +684,11 @@ def test_a_query_sees_the_single_tokens_of_its_block_and_of_the_two_beside_it(w)
             exists = torch.tensor([0 <= first + i < length for i in range(3 * w)])
             assert bool((weights[:, 2:][:, ~exists] == 0).all())
             assert bool((weights[:, 2:][:, exists] > 0).all())
-            middle = math.ceil(length / 2)  # slot 0 ends here
+            middle = min(10, length) if kind == "conv" else math.ceil(length / 2)  # slot 0 ends here
             covered = torch.tensor(
                 [first <= 0 and middle <= first + 3 * w, first <= middle and length <= first + 3 * w]
             )
-            assert bool(((weights[:, :2] == 0) == covered).all())
+            assert bool(((weights[:, :2] == 0) == (covered & (kind != "linear"))).all())
 
 
 @each_shape
@@ -730,7 +743,7 @@ def test_resize_position_embeddings(shape, size, tmp_path):
         if shape["projection_type"] == "gated_pool":  # gates read contents and know no places
             assert torch.equal(weight, old[name])
             continue
-        along = 1 if shape["projection_type"] == "conv" else -1
+        along = {"conv": 1, "dense_conv": weight.dim() - 3}.get(shape["projection_type"], -1)
         assert weight.shape[along] == old[name].shape[along] * size // 20
         assert weight.isfinite().all()
     ids, _, mask = tiny_batch(size)
@@ -757,10 +770,11 @@ def test_resizing_keeps_the_row_sums_of_e(kind, size):
 @pytest.mark.parametrize("size", [40, 30, 10])
 def test_resizing_a_convolution_keeps_a_mean_a_mean(size):
     """The kernel of `mean_pool` holds 1 / w at each of its w = N / K taps, whatever N is."""
-    model = tiny_model(projection_type="conv", projection_init="mean_pool")
-    model.resize_position_embeddings(size)
-    for weight in projection_weights(model).values():
-        torch.testing.assert_close(weight.detach(), torch.full((1, size // 5, 16), 5 / size))
+    for kind, kernel in (("conv", torch.ones(16)), ("dense_conv", torch.eye(16))):
+        model = tiny_model(projection_type=kind, projection_init="mean_pool")
+        model.resize_position_embeddings(size)
+        for weight in projection_weights(model).values():
+            torch.testing.assert_close(weight.detach(), (kernel * 5 / size).expand(1, size // 5, *kernel.shape))
 
 
 @pytest.mark.parametrize(
@@ -768,6 +782,7 @@ def test_resizing_a_convolution_keeps_a_mean_a_mean(size):
     [
         ({}, 4, "projected_length.*max_position_embeddings=4.*got 5"),
         ({"projection_type": "conv"}, 22, "max_position_embeddings=22.*projected_length=5"),
+        ({"projection_type": "dense_conv", **BANDS[0]}, 21, "max_position_embeddings=21.*Choose 4, 6, 10 "),
         ({"projection_type": "gated_pool", **BANDS[2]}, 7, "projected_length.*max_position_embeddings=7.*got 8"),
     ],
 )
@@ -1023,7 +1038,7 @@ def test_float64_is_kept():
     torch.testing.assert_close(
         output.pooler_output, model.pooler.dense(output.last_hidden_state.mean(1)).tanh(), atol=1e-15, rtol=1e-13
     )
-    for kind in ("linear", "conv"):
+    for kind in ("linear", "conv", "dense_conv"):
         model = tiny_model(projection_type=kind).double()
         model.resize_position_embeddings(40)
         for weight in (model.get_position_embeddings().weight, model.encoder.projection.weight):

@@ -1,5 +1,7 @@
 """Windows and matrices that shorten a sequence: small cases by hand, and the two ways of naming a window agree."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,6 +58,9 @@ def test_edges_are_those_of_the_windows(lengths, slots, boundary):
         ({"projection_sharing": "key_value"}, (1, 5, 20)),
         ({"projection_sharing": "none"}, (2, 2, 5, 20)),
         ({"projection_type": "conv", "projection_sharing": "headwise"}, (2, 4, 16)),
+        ({"projection_type": "dense_conv", "projection_sharing": "headwise"}, (2, 4, 16, 16)),
+        ({"projection_type": "dense_conv", "projection_sharing": "none"}, (2, 2, 4, 8, 8)),
+        ({"projection_type": "dense_conv", "projected_length": 8, "local_window": 1}, (1, 4, 16, 16)),
         ({"projection_type": "gated_pool"}, (2, 16)),
         ({"projection_type": "max_pool"}, None),
     ],
@@ -79,3 +84,31 @@ def test_rows_of_e_that_start_as_means_are_shut_where_a_text_does_not_reach():
     assert made.unreached_bias(whole(17), torch.float32) is None
     bias = made.unreached_bias(whole(9), torch.float32).flatten()  # tokens 0 to 8 reach the windows 0, 1 and 2
     assert (bias < 0).tolist() == [False, False, False, True, True]
+
+
+def test_heads_that_start_at_offsets_begin_with_one_token_of_each_window():
+    """Four heads, windows of 2 tokens: heads 0 and 2 begin with the first, heads 1 and 3 with the second."""
+    sizes = {"num_attention_heads": 4, "projected_length": 10, "projection_init": "offsets"}
+    e = projection(**sizes, projection_sharing="none").weight
+    first = torch.arange(0, 20, 2)
+    for head in range(4):
+        assert torch.equal(e[:, head], torch.eye(20)[first + head % 2].expand(2, -1, -1))
+    offset = torch.arange(16) // 4 % 2  # of every channel
+    taps = projection(**sizes, projection_type="conv").weight
+    assert torch.equal(taps, torch.stack([offset == 0, offset == 1]).float()[None])
+    dense = projection(**sizes, projection_type="dense_conv").weight
+    assert torch.equal(dense, torch.diag_embed(taps))
+    own = projection(**sizes, projection_type="dense_conv", projection_sharing="none").weight
+    for head in range(4):
+        assert torch.equal(own[:, head, head % 2], torch.eye(4).expand(2, -1, -1))
+        assert not own[:, head, 1 - head % 2].any()
+
+
+def test_offsets_stay_inside_windows_of_unequal_size():
+    e = projection(
+        num_attention_heads=4, projected_length=7, projection_sharing="none", projection_init="offsets"
+    ).weight
+    starts = [-(-s * 20 // 7) for s in range(8)]  # 3 3 3 3 3 3 2 tokens
+    for head in range(4):
+        places = [start + head % (end - start) for start, end in pairwise(starts)]
+        assert e[0, head].nonzero().tolist() == [[s, place] for s, place in enumerate(places)]

@@ -69,7 +69,9 @@ SCALARS = st.one_of(
     st.sampled_from([2**31, -(2**63), 10**30, 0.0, -0.5, 0.1, 1.0, 1e30, math.nan, math.inf, -math.inf]),
     st.floats(),
     st.text(max_size=8),
-    st.sampled_from(["linear", "mean_pool", "conv", "gated_pool", "none", "headwise", "layerwise", "normal", "gelu"]),
+    st.sampled_from(
+        ["linear", "mean_pool", "conv", "dense_conv", "gated_pool", "none", "headwise", "layerwise", "normal", "gelu"]
+    ),
 )
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
@@ -158,6 +160,7 @@ MODELS = {
         "mean_pool": {"projection_sharing": None, "projection_init": None},
         "max_pool": {"projection_sharing": None, "projection_init": None},
         "conv": {"projection_init": None},
+        "dense_conv": {"projection_init": None, "local_window": 1},
         "gated_pool": {"projection_sharing": None, "projection_init": None, "local_window": 1},
     }.items()
 }

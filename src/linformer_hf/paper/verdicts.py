@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from ..configuration_linformer import LEARNED_TYPES
+
 
 HOLDS, FAILS, UNSEEN = "holds", "does not hold", "cannot be seen at this scale"
 CLOSE = 0.05  # of the perplexity
@@ -101,7 +103,7 @@ def kinds(sweep: dict[str, Any]) -> list[Kind]:
         model = next((run["model"] for run in seeds.values() if "failed" not in run), None)
         if model is not None:
             type_ = model.get("projection_type", "linear")
-            sharing = model.get("projection_sharing", "layerwise") if type_ in ("linear", "conv", "fixed") else None
+            sharing = model.get("projection_sharing", "layerwise") if type_ in LEARNED_TYPES else None
             k, n = model.get("projected_length", 256), model.get("max_position_embeddings", 512)
             found.append(Kind(name, n, k, type_, sharing))
     return found

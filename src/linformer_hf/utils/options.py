@@ -85,13 +85,13 @@ class Convert:
         Option("how positions are extended beyond the source's (default: %(default)s)"),
     ] = "repeat"
     projection_type: Annotated[
-        Literal["gated_pool", "mean_pool", "max_pool", "linear", "fixed", "conv"] | None,
+        Literal["gated_pool", "mean_pool", "max_pool", "linear", "fixed", "conv", "dense_conv"] | None,
         Option("default: gated_pool"),
     ] = None
     projection_sharing: Annotated[Literal["none", "headwise", "key_value", "layerwise"] | None, Option()] = None
     local_window: Annotated[
         int | None,
-        Option("gated_pool: 3 W of the K keys are the single tokens around the query; default: K / 4", "W"),
+        Option("3 W of the K keys are the single tokens around the query; default: K / 4 for gated_pool, else 0", "W"),
     ] = None
     calibrate: Annotated[
         str | None,
