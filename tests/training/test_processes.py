@@ -208,7 +208,7 @@ def test_accelerate_takes_its_files(path):
     """Which say on their first line how they are used, and for how many processes."""
     config = load_config_from_file(str(path))
     first = path.read_text(encoding="utf-8").partition("\n")[0]
-    assert first.startswith(f"# accelerate launch --config_file scripts/accelerate/{path.name} ")
+    assert first.startswith(f"# accelerate launch --config_file scripts/launch/{path.name} ")
     assert first.endswith(f" --expect-processes {config.num_processes}")
     if config.fsdp_config:
         assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
