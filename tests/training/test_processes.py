@@ -203,7 +203,7 @@ def test_a_process_that_dies_ends_the_command_and_the_last_checkpoint_stands(rec
     assert_close(folder, one)
 
 
-@pytest.mark.parametrize("path", sorted((SCRIPTS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((SCRIPTS / "launch").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_takes_its_files(path):
     """Which say on their first line how they are used, and for how many processes."""
     config = load_config_from_file(str(path))
@@ -215,7 +215,7 @@ def test_accelerate_takes_its_files(path):
 
 
 def test_accelerate_starts_two_processes_on_a_cpu(recipe, one, tmp_path):
-    config = ["--config_file", str(SCRIPTS / "accelerate" / "cpu.yaml"), str(SCRIPTS / "pretrain.py"), recipe]
+    config = ["--config_file", str(SCRIPTS / "launch" / "cpu.yaml"), str(SCRIPTS / "pretrain.py"), recipe]
     command = [sys.executable, "-P", "-m", "accelerate.commands.launch", *config, HALF, "--expect-processes", "2"]
     command.append(f"training.output_dir={tmp_path / 'run'}")
     ran = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
