@@ -98,6 +98,15 @@ def test_rows_are_compared_by_their_content(ranks):
     assert "on ranks 0-1, 2 rows (" in said[0]
 
 
+def test_rows_of_any_kind_are_compared_by_what_they_hold():
+    """Choices are lists of lists, which numpy holds as objects: these have no bytes of their own."""
+    columns = {"input_ids": [[[1, 2], [3]], [[4]]], "label": [0, 1], "text": ["a", None]}
+    same, other = Dataset.from_dict(columns), Dataset.from_dict(columns | {"input_ids": [[[1], [2, 3]], [[4]]]})
+    assert agreement._digest(Dataset.from_dict(columns)) == agreement._digest(same)
+    assert agreement._digest(same) != agreement._digest(other)
+    assert agreement._digest(same) != agreement._digest(Dataset.from_dict(columns | {"text": ["a", "b"]}))
+
+
 def test_corpora_have_one_checksum_wherever_they_are_prepared(texts, tmp_path):
     recipes = [
         write_recipe(tmp_path / "r.yaml", model=MODEL, data=tiny_data(texts, tmp_path / name), training=TRAINING)

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from datasets import Dataset
@@ -165,8 +166,22 @@ def _digest(rows: Dataset) -> tuple[int, str]:
     for batch in rows.with_format("numpy").iter(1000):
         for column in sorted(batch):
             for row in batch[column]:
-                checksum.update(row.tobytes())
+                for part in _bytes(row):
+                    checksum.update(part)
     return len(rows), checksum.hexdigest()
+
+
+def _bytes(row: Any) -> Iterator[bytes]:
+    """Shape and content of a number, a text, None, or of lists of them, which numpy may hold as objects."""
+    row = np.asarray(row)
+    yield str(row.shape).encode()
+    if row.dtype != object:
+        yield row.tobytes()
+    elif row.shape:
+        for part in row:
+            yield from _bytes(part)
+    else:
+        yield str(row).encode()
 
 
 @contextlib.contextmanager
