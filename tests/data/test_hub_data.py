@@ -43,6 +43,7 @@ from linformer_hf.data.corpus import prepare
 from linformer_hf.data.documents import PretrainingData, Source
 from linformer_hf.data.task_sources import load_task
 from linformer_hf.data.tasks import TaskData
+from linformer_hf.embedding.inputs import Inputs
 from linformer_hf.training.pretrain import read_recipe
 
 folder = Path(sys.argv[1])
@@ -68,6 +69,7 @@ for name, options in jobs["refused"].items():
         load_task(TaskData("hub", repository="acme/reviews", **options))
     except ValueError as error:
         report[name] = str(error)
+report["embed"] = [document.name + " " + document.text for document in Inputs("hub:stanfordnlp/imdb")]
 (folder / "report.json").write_text(json.dumps(report, default=str))
 """
 
@@ -196,6 +198,10 @@ def test_the_streaming_recipe_reads_wikipedia_without_preparing_it(report):
     assert found["counts"]["streaming"] is True
     assert found["text"].count("the en river") == 40
     assert " de river" not in found["text"]
+
+
+def test_embed_reads_a_data_set(report):
+    assert report["embed"] == [f"hub:stanfordnlp/imdb:{i + 1} train text {i}" for i in range(40)]
 
 
 @pytest.mark.parametrize(("name", "columns"), [("imdb", ["text"]), *TEXTS.items()])
