@@ -15,7 +15,7 @@ from waiting import HANG, wait_for
 
 
 ADDRESSES = ("10.199.0.1", "10.199.0.2")
-SECONDS = 60  # that a process waits for another one's answer
+SECONDS = 120  # that a process waits for another one's answer
 # The second machine cuts itself off.
 CUT = """
 import os, subprocess
@@ -40,16 +40,16 @@ def machines():
     if not shutil.which("ip"):
         pytest.skip("there is no `ip` to make network namespaces with")
     try:
-        for name in names:
-            try:
+        try:
+            for name in names:
                 ip("netns", "add", name)
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"network namespaces are not allowed here: {error.stderr.strip()}")
-        ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
-        for name, address in zip(names, ADDRESSES, strict=True):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
-            ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "link", "set", "cable", "up")
+            ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
+            for name, address in zip(names, ADDRESSES, strict=True):
+                ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
+                ip("-n", name, "link", "set", "lo", "up")
+                ip("-n", name, "link", "set", "cable", "up")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces are not allowed here: {error.stderr.strip()}")
         yield names
     finally:
         for name in names:
