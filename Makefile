@@ -22,7 +22,7 @@ MINILM := $(CACHE)/all-MiniLM-L6-v2
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1:\2/p' Makefile | awk -F: '{printf "make %-11s %s\n", $$1, $$2}'
-	@echo "Variables: PYTHON (python3, 3.11 or later; for test-oldest and test-newest, 3.10 or later), TORCH_INDEX (see the head of the Makefile)"
+	@echo "Variables: PYTHON (python3, 3.11 or later), TORCH_INDEX (see the head of the Makefile)"
 
 demo: $(INSTALLED)  ## pretrain and fine-tune a small model on this machine
 	$(VENV)/bin/linformer-hf demo
@@ -38,9 +38,9 @@ test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
 	$(VENV)/bin/pytest
 
 # What a user's own program reaches: the model in the package and as code from a folder, training, pushing, converting.
-# Left out: transformers' own suite, which belongs to one version of it; the command line, which is the same code; and the
+# Left out: transformers' own suite, which belongs to one version of it; flat rows, whose test needs an extra; the command line, which is the same code; and the
 # extras, whose least versions are near those of constraints.txt.
-USED := $(filter-out %/test_upstream.py %/test_accelerator.py,$(wildcard tests/model/test_*.py)) tests/hub/test_push.py \
+USED := $(filter-out %/test_upstream.py %/test_accelerator.py %/test_flat_rows.py,$(wildcard tests/model/test_*.py)) tests/hub/test_push.py \
   $(patsubst %,tests/training/test_%.py,pretrain finetune distill checkpoints callbacks) tests/conversion/test_convert.py
 test-oldest: .venv-oldest/.installed  ## the tests of what users' programs call, with the least versions of setup.cfg
 test-newest: .venv-newest/.installed  ## the same with the newest versions
