@@ -38,8 +38,8 @@ test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
 	$(VENV)/bin/pytest
 
 # What a user's own program reaches: the model in the package and as code from a folder, training, pushing, converting.
-# Left out: transformers' own suite, which belongs to one version of it; flat rows, whose test needs an extra; the command line, which is the same code; and the
-# extras, whose least versions are near those of constraints.txt.
+# Left out: transformers' own suite, which belongs to one version of it; flat rows, whose test needs an extra; the command
+# line, which is the same code; and the extras, whose least versions are near those of constraints.txt.
 USED := $(filter-out %/test_upstream.py %/test_accelerator.py %/test_flat_rows.py,$(wildcard tests/model/test_*.py)) tests/hub/test_push.py \
   $(patsubst %,tests/training/test_%.py,pretrain finetune distill checkpoints callbacks) tests/conversion/test_convert.py
 test-oldest: .venv-oldest/.installed  ## the tests of what users' programs call, with the least versions of setup.cfg
