@@ -6,10 +6,8 @@ import math
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packaging import version
 from reference import (
     BANDS,
     LEARNED,
@@ -1071,10 +1069,6 @@ def test_the_language_model_has_one_bias_that_resizing_and_saving_keep(tied, tmp
     assert torch.equal(again.eval()(ids, mask).logits, expected)
 
 
-@pytest.mark.skipif(
-    version.parse(transformers.__version__) < version.parse("5.23"),
-    reason="transformers 5.4 leaves what a converter makes unset; no published folder has these names",
-)
 @pytest.mark.parametrize("tied", [True, False])
 def test_files_with_the_older_names_of_the_bias_load(tied, tmp_path):
     """One name where words were tied; else two, of which the decoder's was the one that counted."""
