@@ -79,8 +79,19 @@ def test_of_equally_good_rates_the_first_is_chosen_whichever_run_ends_first(plac
 
     monkeypatch.setattr(verb, "run_all", backwards)
     section, path = read_recipe(place / "r.yaml").build("compare"), str(place / "task.yaml")
-    found = verb.choose_rates(section, path, tmp_path)
+    found, best = verb.try_rates(section, path, tmp_path)
     assert [list(tried) for tried in found.values()] == [[0.0, 0.01]] * 2
+    assert best is max
+
+
+def test_of_errors_the_lowest_is_chosen(place, tmp_path, monkeypatch):
+    def run_all(made, jobs, title):
+        yield from ((number, {"metrics": {"validation_mse": 1.0 + number}}) for number in range(len(made)))
+
+    monkeypatch.setattr(verb, "run_all", run_all)
+    found, best = verb.try_rates(read_recipe(place / "r.yaml").build("compare"), str(place / "task.yaml"), tmp_path)
+    (tried, _) = found.values()
+    assert best(tried, key=tried.get) == 0.0
 
 
 def test_finished_cells_are_not_run_again_and_unfinished_ones_are(ran, place, monkeypatch):

@@ -18,6 +18,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_sq
 
 
 LONGEST_ANSWER = 30  # tokens, as in transformers' run_qa.py
+ERRORS = ("mse",)  # the lower the better
 SEQEVAL = ("f1", "precision", "recall")  # what the extra `tagging` is for
 
 

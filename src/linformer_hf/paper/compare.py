@@ -7,13 +7,13 @@ of its seeds. Where several learning rates are given, each is tried with the fir
 seed and the one with the best accuracy on validation rows is used; the test rows have no part in the choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..benchmark.tables import table_2
-from ..data.metrics import test_metric
+from ..data.metrics import ERRORS, test_metric
 from ..data.tasks import TaskData
 from ..recipe import Recipe, RecipeError, load_recipe
 from ..training.finetune import read_recipe as read_finetune
@@ -102,13 +102,16 @@ def make_cell(section: Comparison, recipe: str, folder: Path, name: str, seed: i
     return Cell("finetune", read_finetune, recipe, place, changes)
 
 
-def choose_rates(section: Comparison, recipe: str, folder: Path) -> dict[str, dict[float, float]]:
-    """Validation accuracy of the first seed for every checkpoint and learning rate, where there is a choice.
+def try_rates(section: Comparison, recipe: str, folder: Path) -> tuple[dict[str, dict[float, float]], Callable]:
+    """The first seed's validation score for every checkpoint and learning rate, where there is a choice.
+
+    Beside it `max`, or `min` where the score is an error: what chooses among them.
 
     A run that fails has none: its message is on the terminal or in its log. In the recipe's order, whichever run ends
     first: of equally good rates the first is chosen.
     """
     found: dict[str, dict[float, float]] = {name: {} for name in section.checkpoints}
+    best: Callable = max
     if section.has_choice:
         places = [(name, rate) for name in section.checkpoints for rate in section.learning_rates]
         cells = [make_cell(section, recipe, folder, name, section.seeds[0], rate) for name, rate in places]
@@ -116,15 +119,18 @@ def choose_rates(section: Comparison, recipe: str, folder: Path) -> dict[str, di
             if done is not None:
                 name, rate = places[place]
                 metrics = done["metrics"]
-                found[name][rate] = metrics[next(key for key in metrics if key.startswith("validation_"))]
-    return {name: {rate: v[rate] for rate in section.learning_rates if rate in v} for name, v in found.items()}
+                key = next(key for key in metrics if key.startswith("validation_"))
+                found[name][rate] = metrics[key]
+                best = min if key.removeprefix("validation_") in ERRORS else max
+    in_order = {name: {rate: v[rate] for rate in section.learning_rates if rate in v} for name, v in found.items()}
+    return in_order, best
 
 
 def task_runs(section: Comparison, recipe: str, folder: Path) -> dict[str, Any]:
     """Checkpoint -> {"learning_rate": .., "validation_by_learning_rate": .., "seeds": {seed: results}} on one task."""
-    validation = choose_rates(section, recipe, folder)
+    validation, best = try_rates(section, recipe, folder)
     own = section.learning_rates[0] if section.learning_rates else None
-    rates = {name: max(v, key=lambda rate: v[rate]) if v else own for name, v in validation.items()}
+    rates = {name: best(v, key=lambda rate, v=v: v[rate]) if v else own for name, v in validation.items()}
     # Without one of its rates a checkpoint has no choice that equals the others': all its seeds count as failed.
     whole = [name for name, v in validation.items() if len(v) == len(section.learning_rates) or not section.has_choice]
     places = [(name, seed) for seed in section.seeds for name in whole]
