@@ -1,5 +1,7 @@
 """What a source knows of rows that are longer than its own N: windows, as a teacher and as a measure."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from linformer_hf.conversion.calibrate import calibrate
 from linformer_hf.conversion.convert import convert_model
 from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.conversion.shorten import Windows, exact_twin, extend_positions
+from linformer_hf.hub import sentence_head
 
 
 N = 24
@@ -27,6 +30,7 @@ def test_positions_are_repeated_or_stretched():
     positions = torch.arange(4.0)[:, None]
     assert extend_positions(positions, 9, "repeat")[:, 0].tolist() == [0, 1, 2, 3, 1, 2, 3, 1, 2]
     assert extend_positions(positions, 2, "repeat")[:, 0].tolist() == [0, 1]
+    assert extend_positions(positions, 9, "repeat", 2)[:, 0].tolist() == [0, 1, 2, 3, 1, 2, 1, 2, 1]
     stretched = extend_positions(positions, 9, "interpolate")[:, 0]
     assert (stretched.diff() >= 0).all()
 
@@ -48,7 +52,7 @@ def test_every_token_is_taken_once_and_from_the_midst_of_a_window(length, size):
 def test_beyond_its_own_length_a_source_is_measured_over_windows(source, rows):
     """By hand for the middle of a row; up to N tokens nothing changes."""
     twin, student = exact_twin(source, 4 * N, "repeat"), convert_model(source, 4 * N, projected_length=N)
-    measured = fidelity.measure(twin, student, {"text": rows[:12]}, source.tokenizer, window=N)
+    measured = fidelity.measure(twin, student, {"text": rows[:12]}, source.tokenizer, source)
     windows = Windows.over(4 * N, N)
     goal = torch.stack(
         [windows.join(twin.base_model(windows.split(row[None])).last_hidden_state)[0] for row in rows[:12]]
@@ -63,20 +67,37 @@ def test_beyond_its_own_length_a_source_is_measured_over_windows(source, rows):
     assert whole["final_error"] != measured["final_error"]
     assert whole["masked"]["source_perplexity"] != measured["masked"]["source_perplexity"]
     short = {"text": rows[:12, :N]}
-    assert fidelity.measure(twin, student, short, source.tokenizer, N)["final_error"] == pytest.approx(0, abs=1e-5)
+    assert fidelity.measure(twin, student, short, source.tokenizer, source)["final_error"] == pytest.approx(0, abs=1e-5)
 
 
 @torch.no_grad()
 def test_calibrated_on_windows_a_model_is_nearer_to_them(source, rows):
     twin = exact_twin(source, 4 * N, "repeat")
-    errors = {}
-    for window in (None, N):
+    errors = []
+    for read in (None, source):
         student = convert_model(source, 4 * N, projected_length=N, length_correction=True)
-        calibrate(twin.base_model, student.base_model, list(rows[:60]), window=window)
-        found = fidelity.measure(twin, student, {"text": rows[60:]}, source.tokenizer, window=N)
-        errors[window] = found["final_error"]
+        calibrate(twin.base_model, student.base_model, list(rows[:60]), source=read)
+        found = fidelity.measure(twin, student, {"text": rows[60:]}, source.tokenizer, source)
+        errors.append(found["final_error"])
         assert torch.equal(student.base_model(rows[:, :N])[0], exact(source, rows))
-    assert errors[N] < errors[None]
+    assert errors[1] < errors[0]
+
+
+@torch.no_grad()
+def test_a_sentence_encoder_goes_on_with_what_it_was_last_trained_to_read(source, rows):
+    """Up to the source's N nothing changes; behind it positions and windows are those of its shorter texts."""
+    tuned = replace(source, sentence=replace(sentence_head.pooled("mean", source.config["hidden_size"]), length=12))
+    assert (source.reach, tuned.reach, replace(tuned, sentence=None).reach) == (N, 12, N)
+    for told in (None, 0, 3, N, 4096):
+        assert replace(tuned, sentence=replace(tuned.sentence, length=told)).reach == N
+    plain, model = convert_model(source, 4 * N), convert_model(tuned, 4 * N)
+    before, after = (each.base_model.embeddings.position_embeddings.weight for each in (plain, model))
+    assert torch.equal(after[:N], before[:N])
+    assert torch.equal(after[N:], before[torch.arange(3 * N) % 10 + 1])
+    assert torch.equal(model.base_model(rows[:2, :N])[0], plain.base_model(rows[:2, :N])[0])
+    assert Windows.of(tuned, N).index is None
+    assert Windows.of(tuned, N + 1).index.shape[1] == 12
+    assert Windows.of(None, 4 * N).index is None
 
 
 def exact(source, rows):

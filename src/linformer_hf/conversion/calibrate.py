@@ -21,6 +21,7 @@ from ..configuration_linformer import LinformerConfig
 from ..modeling_linformer import LinformerLayer, LinformerModel
 from ..tokens_linformer import RealTokens
 from .shorten import Windows
+from .sources import Source
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def calibrate(
     student: LinformerModel,
     rows: Sequence[torch.Tensor],
     strength: float = 0.3,
-    window: int | None = None,
+    source: Source | None = None,
 ) -> list[float]:
     """Calibrate `student` in place.
 
@@ -72,7 +73,7 @@ def calibrate(
         student: the same weights with shortened attention; its gates and length corrections are set.
         rows: token ids with special tokens, each [n] with n <= N; rows of at most K tokens teach nothing.
         strength: of the ridge, relative to the mean square of the context.
-        window: what the source was trained on: of a longer row the teacher reads windows (see `Windows`).
+        source: whose windows the teacher reads of rows that are longer than its N (see `Windows`).
 
     Returns:
         For each layer, the relative error of its output, |h - h*| / |h*|, on these rows.
@@ -85,7 +86,7 @@ def calibrate(
     given = batches(rows)
     tokens = [RealTokens.from_mask(None, ids.shape[1], ids.device) for ids in given]
     states = [student.embeddings(ids, None, None, None, places) for ids, places in zip(given, tokens, strict=True)]
-    windows = [Windows.over(ids.shape[1], window or ids.shape[1]) for ids in given]
+    windows = [Windows.of(source, ids.shape[1]) for ids in given]
     read = [each.split(ids) for each, ids in zip(windows, given, strict=True)]  # what the teacher is given
     theirs = [RealTokens.from_mask(None, ids.shape[1], ids.device) for ids in read]
     goal = [teacher.embeddings(ids, None, None, None, places) for ids, places in zip(read, theirs, strict=True)]

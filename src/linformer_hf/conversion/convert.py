@@ -113,7 +113,7 @@ def convert_model(
     model = shortened(source, length, positions, fields)
     if rows is not None:
         twin = twin or exact_twin(source, length, positions)
-        calibrate(twin.base_model, model.base_model, rows, strength, source.length)
+        calibrate(twin.base_model, model.base_model, rows, strength, source)
     return model
 
 
@@ -180,7 +180,7 @@ def _calibrated(source: Source, model: LinformerPreTrainedModel, options: Conver
     difference = fidelity.check_twin(source, twin, texts.held_out)
     started = time.time()
     if texts.calibration:
-        calibrate(twin.base_model, model.base_model, texts.calibration, window=source.length)
+        calibrate(twin.base_model, model.base_model, texts.calibration, source=source)
     seconds = time.time() - started if texts.calibration else 0.0
     report = fidelity.report(source, twin, model, texts.held_out, difference)
     return report | {"calibration_seconds": seconds, "text": texts.counts}

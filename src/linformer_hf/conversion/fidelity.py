@@ -133,10 +133,11 @@ def report(
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "source_difference": difference,
-        "window": source.length,
+        "source_length": source.length,
+        "window": source.reach,
         **({"vectors": str(source.sentence)} if source.sentence else {}),
         "lengths": compare(
-            twin, model, held_out, sorted(lengths), source.tokenizer, timed, source.length, source.sentence or MEAN
+            twin, model, held_out, sorted(lengths), source.tokenizer, timed, source, source.sentence or MEAN
         ),
     }
 
@@ -160,7 +161,7 @@ def compare(
     lengths: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     timed: Callable[[int], Any],
-    window: int | None = None,
+    source: Source | None = None,
     vectors: Callable[[torch.Tensor], torch.Tensor] = MEAN,
 ) -> dict[str, Any]:
     """Compare at several lengths.
@@ -170,7 +171,7 @@ def compare(
         held_out: genre -> rows of ids; rows are cut to each length.
         lengths: lengths in tokens, none above the rows'.
         timed: length -> the model whose speed and memory stand for the source's.
-        window: of longer rows the twin reads windows of so many tokens (see `Windows`).
+        source: whose windows the twin reads of rows that are longer than its N (see `Windows`).
         vectors: states [B, n, C] -> embeddings [B, D].
 
     Returns:
@@ -179,7 +180,7 @@ def compare(
     result = {}
     for length in lengths:
         rows = {genre: cut(given, length) for genre, given in held_out.items()}
-        result[str(length)] = measure(twin, student, rows, tokenizer, window, vectors) | cost(
+        result[str(length)] = measure(twin, student, rows, tokenizer, source, vectors) | cost(
             timed(length), student, next(iter(rows.values()))[:1]
         )
     return result
@@ -191,7 +192,7 @@ def measure(
     student: LinformerPreTrainedModel,
     rows: Mapping[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
-    window: int | None = None,
+    source: Source | None = None,
     vectors: Callable[[torch.Tensor], torch.Tensor] = MEAN,
 ) -> dict[str, Any]:
     """Errors, similarity of embeddings and, with a masked-LM head, agreement, for rows [M, n] of each genre."""
@@ -203,7 +204,7 @@ def measure(
     for genre, ids in rows.items():
         first = len(goal)
         final = [0.0, 0.0]
-        windows = Windows.over(ids.shape[1], window or ids.shape[1])
+        windows = Windows.of(source, ids.shape[1])
         for batch in ids.split(max(1, BATCH_TOKENS // ids.shape[1])):
             with _Layers(twin.base_model) as exact:
                 goal += vectors(windows.join(twin.base_model(windows.split(batch)).last_hidden_state))
@@ -229,7 +230,7 @@ def measure(
         "genres": genres,
     }
     if isinstance(student, LinformerForMaskedLM) and tokenizer.mask_token_id is not None:
-        measured["masked"] = masked(twin, student, rows, tokenizer, window)
+        measured["masked"] = masked(twin, student, rows, tokenizer, source)
     return measured
 
 
@@ -257,7 +258,7 @@ def masked(
     student: LinformerPreTrainedModel,
     rows: Mapping[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
-    window: int | None = None,
+    source: Source | None = None,
 ) -> dict[str, Any]:
     """Of the tokens behind BERT's masks: share with the same most likely token, and both models' perplexities."""
     masker = Masker(tokenizer, seed=0)
@@ -267,7 +268,7 @@ def masked(
         for index, row in enumerate(ids):
             inputs, labels = (torch.from_numpy(each)[None] for each in masker(row.tolist(), 0, index))
             hidden = labels[0] != -100
-            windows = Windows.over(len(row), window or len(row))
+            windows = Windows.of(source, len(row))
             goal = windows.join(twin(windows.split(inputs)).logits)
             logits = {"source": goal[0, hidden], "student": student(inputs).logits[0, hidden]}
             for name, given in logits.items():
@@ -354,9 +355,9 @@ def render(content: Mapping[str, Any]) -> str:
     beyond = ""
     vectors = content.get("vectors")
     made = f"made as the source's folder says ({vectors})" if vectors else "means over tokens"
-    if window and int(longest) > window:
+    if window and int(longest) > (own := content.get("source_length", window)):
         beyond = (
-            f"\nBeyond the source's own {window} tokens ours is compared with the source over windows of {window}: "
+            f"\nBeyond the source's own {own} tokens ours is compared with the source over windows of {window}: "
             "it was trained\nfor no more. Time and memory are those of its full attention over all tokens."
         )
     return f"""# How faithful is it?

@@ -19,7 +19,7 @@ def exact_twin(source: Source, length: int, positions: Literal["repeat", "interp
 
 @dataclass(frozen=True)
 class Windows:
-    """What a source knows of a row that is longer than its own N: itself over windows of N tokens.
+    """What a source knows of a row that is longer than its own N: itself over windows that it was trained to read.
 
     It was never trained to attend further, so full attention over all of the row is no teacher. Windows overlap by
     half; each has the row's first and last id as its own, and a token is taken from the one in whose midst it stands.
@@ -32,6 +32,11 @@ class Windows:
     index: torch.Tensor | None
     window: torch.Tensor | None = None
     place: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, source: Source | None, length: int) -> "Windows":
+        """Of a row of `length` tokens: the row itself up to the source's N, and wherever no source is given."""
+        return cls(None) if source is None or length <= source.length else cls.over(length, source.reach)
 
     @classmethod
     def over(cls, length: int, size: int) -> "Windows":
@@ -68,7 +73,8 @@ def shortened(
 
     Args:
         length: N; above the source's own, positions are extended, below it they are cut.
-        positions: how they are extended: the rows over again, or stretched by linear interpolation.
+        positions: how they are extended: the rows over again, those that the source's texts reached when it was last
+            trained (`Source.reach`), or stretched by linear interpolation.
         projection: fields of LinformerConfig such as `projected_length`.
 
     Raises:
@@ -85,7 +91,8 @@ def shortened(
     model: LinformerPreTrainedModel = model_class(config, **arguments)
     weights = dict(source.weights)
     prefix = "" if source.head == "Model" else "linformer."
-    weights[prefix + POSITIONS] = extend_positions(weights[prefix + POSITIONS], length, positions)
+    period = source.reach - 2 if source.reach < source.length else None
+    weights[prefix + POSITIONS] = extend_positions(weights[prefix + POSITIONS], length, positions, period)
     own = model.state_dict()
     started = {name for name in own if ".projection." in name or ".correction." in name}
     tied = set(getattr(model, "_tied_weights_keys", None) or {}) if config.tie_word_embeddings else set()
@@ -106,12 +113,18 @@ def shortened(
     return model.eval()
 
 
-def extend_positions(rows: torch.Tensor, length: int, how: Literal["repeat", "interpolate"]) -> torch.Tensor:
-    """[n, C] -> [length, C]. `repeat` starts again at row 1 behind the last one: row 0 is the first token's alone."""
+def extend_positions(
+    rows: torch.Tensor, length: int, how: Literal["repeat", "interpolate"], period: int | None = None
+) -> torch.Tensor:
+    """[n, C] -> [length, C]. `repeat` goes on with rows 1 to `period` (default: n - 1), again and again.
+
+    Row 0 is the first token's alone.
+    """
     n = len(rows)
+    period = period or n - 1
     if length <= n:
         return rows[:length].clone()
     if how == "interpolate":
         return torch.nn.functional.interpolate(rows.T[None], size=length, mode="linear")[0].T.contiguous()
     index = torch.arange(length)
-    return rows[torch.where(index < n, index, 1 + (index - n) % (n - 1))] if n > 1 else rows.expand(length, -1).clone()
+    return rows[torch.where(index < n, index, 1 + (index - n) % period)] if n > 1 else rows.expand(length, -1).clone()

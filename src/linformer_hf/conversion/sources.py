@@ -61,6 +61,12 @@ class Source:
         return self.config["max_position_embeddings"]
 
     @property
+    def reach(self) -> int:
+        """Tokens that it was last trained to read: what a sentence encoder's settings say, if that is less than N."""
+        told = self.sentence.length if self.sentence else None
+        return min(told, self.length) if told and told > 3 else self.length
+
+    @property
     def with_pooler(self) -> bool:
         return any(name.startswith(("pooler.", "linformer.pooler.")) for name in self.weights)
 

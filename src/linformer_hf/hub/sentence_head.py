@@ -73,11 +73,13 @@ class SentenceHead:
         modules: a pooling first.
         settings: prompts, the default prompt's name and the similarity, for config_sentence_transformers.json.
         encoder: what sentence_bert_config.json says of the texts, but for their length.
+        length: tokens of the longest text, special ones included, as that file says; None where it does not.
     """
 
     modules: tuple[Module, ...]
     settings: dict[str, Any]
     encoder: dict[str, Any]
+    length: int | None = None
 
     @property
     def width(self) -> int:
@@ -170,7 +172,7 @@ def read(name: str | Path, revision: str | None = None) -> SentenceHead | None:
             raise SentenceHeadError(f"{name}/{MODULES_FILE} names {str(path)!r}, which is outside of the folder.")
         module, width = _module(name, kind, path, revision, width)
         modules.append(module)
-    return SentenceHead(tuple(modules), _settings(name, revision), _encoder(name, revision))
+    return SentenceHead(tuple(modules), _settings(name, revision), *_encoder(name, revision))
 
 
 def files(folder: Path) -> list[str]:
@@ -265,12 +267,13 @@ def _settings(name: str | Path, revision: str | None) -> dict[str, Any]:
     return {key: found.get(key) or default for key, default in SETTINGS.items()}
 
 
-def _encoder(name: str | Path, revision: str | None) -> dict[str, Any]:
+def _encoder(name: str | Path, revision: str | None) -> tuple[dict[str, Any], int | None]:
     found: dict[str, Any] = next((read for file in ENCODER_FILES if (read := _json(name, file, revision))), {})
     if found.get("module_output_name", "token_embeddings") != "token_embeddings":
         raise SentenceHeadError(f"{name} makes its vectors in the encoder ({found['module_output_name']}).")
     more = {"processing_kwargs": found["processing_kwargs"]} if found.get("processing_kwargs") else {}
-    return {"do_lower_case": bool(found.get("do_lower_case")), **more}
+    length = found.get("max_seq_length")
+    return {"do_lower_case": bool(found.get("do_lower_case")), **more}, length if isinstance(length, int) else None
 
 
 def _json(name: str | Path, file: str, revision: str | None, kind: type = dict) -> Any:
