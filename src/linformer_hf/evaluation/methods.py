@@ -121,7 +121,7 @@ def read_source_methods(name: str, length: int, sizes: Sequence[int], full: bool
         ImportError: sentence-transformers is not installed.
         ValueError: it cannot be loaded, or reads less than a piece.
     """
-    source = read_source(name)
+    source = read_source(name, sentence="source")
     if source.reference is None:
         raise ValueError(f"the source {name!r} is a Linformer already: name the encoder whose pieces are its rivals.")
     if max(sizes) > source.length:
