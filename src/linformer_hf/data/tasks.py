@@ -103,10 +103,9 @@ def encode_choices(batch: Batch, cut: Cutter, width: int) -> Encoded:
 
 
 def encode_pairs(batch: Batch, cut: Cutter, width: int) -> Encoded:
-    """The texts as they are, in the order in which losses read them: sentence-transformers tokenises them itself."""
-    columns = {name: batch[name] for name in ("text", "pair", "negative", "label") if name in batch}
-    lost = [cut(texts)[1] for name, texts in columns.items() if name != "label"]
-    return columns, [sum(row) for row in zip(*lost, strict=True)]
+    """The texts as they are: sentence-transformers tokenises them itself."""
+    lost = [cut(texts)[1] for name, texts in batch.items() if name != "label"]
+    return dict(batch), [sum(row) for row in zip(*lost, strict=True)]
 
 
 def _right(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
