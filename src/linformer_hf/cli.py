@@ -46,7 +46,9 @@ class Verb(NamedTuple):
 
 VERBS = {
     "pretrain": Verb("training.pretrain", Training, "pretrain a Linformer as a masked language model"),
-    "finetune": Verb("training.finetune", Training, "fine-tune a checkpoint on labelled texts, words or questions"),
+    "finetune": Verb(
+        "training.finetune", Training, "fine-tune a checkpoint on labelled texts, words, questions or pairs"
+    ),
     "distill": Verb("training.distill", Training, "train a converted model to give what its source gives"),
     "benchmark": Verb(
         "benchmark.benchmark", RecipeRun, "time and memory beside every alternative, the paper's Table 3 and Figure 2"

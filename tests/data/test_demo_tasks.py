@@ -39,6 +39,13 @@ def test_books_go_to_their_split_and_leave_the_rows_of_others_alone(pairs):
     assert all("Ruth" in row["text"] and "Ruth" in row["pair"] for row in splits["test"])
 
 
+def test_the_pairs_are_those_of_one_verse(pairs):
+    rows = demo_tasks._translations(pairs(("Genesis", 50))["train"])
+    assert rows.column_names == ["text", "pair"]
+    assert 15 < len(rows) < 35
+    assert all(row["pair"] == row["text"].replace("web", "bbe") for row in rows)
+
+
 def test_short_verses_and_those_of_one_translation_are_left_out(pairs):
     short = {("Genesis", 1, 2): "Jesus wept.", ("Genesis", 1, 9): "in one translation only"}
     rows = pairs(("Genesis", 4), web=short)["train"]

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from datasets import Dataset
 
 from linformer_hf.data.task_sources import load_task
 from linformer_hf.data.tasks import TaskData
@@ -74,6 +75,16 @@ def test_a_regression_keeps_its_numbers_and_has_no_classes(rows):
 def test_what_is_no_number_of_a_regression_is_named(rows, value):
     with pytest.raises(ValueError, match=r"row 2, column 'label': kind: regression, but .{1,40} is no number\."):
         load_task(files(rows([0.5, value, 1.0]), kind="regression"))
+
+
+@pytest.mark.parametrize(
+    ("column", "row"), [("label", {"text": "a b", "label": ["x", "y"]}), ("text", {"text": ["a"]})]
+)
+def test_lists_of_a_classification_name_the_kinds_that_have_them(tmp_path, column, row):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"label": "x"} | row) + "\n", encoding="utf-8")
+    ways = r"Set data\.kind=multi-label \(.*\), or data\.kind=token-classification \(.*\)\.$"
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, row 1, column '{column}': \[.* is no text\. {ways}"):
+        load_task(files(str(tmp_path / "rows.jsonl")))
 
 
 def test_a_decimal_number_is_no_class(rows):
@@ -305,3 +316,83 @@ def test_keys_without_effect_are_refused(fields, words):
 def test_metrics_of_another_kind_are_refused(table):
     message = message_of(table("multi-label", [], metrics=["accuracy", "macro_f1"]))
     assert message == "metrics: accuracy is none of micro_f1, macro_f1, subset_accuracy (kind: multi-label)."
+
+
+PAIRS = [{"anchor": f"a {i}", "positive": f"b {i}", "negative": f"c {i}"} for i in range(20)]
+SCORED = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "score": round(1 - i / 10, 1)} for i in range(20)]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes rows as a file of the ending's type: its path."""
+
+    def write(rows, ending=".jsonl") -> str:
+        file = tmp_path / f"rows{ending}"
+        frame = Dataset.from_list(rows)
+        {".jsonl": frame.to_json, ".csv": frame.to_csv, ".parquet": frame.to_parquet}[ending](file)
+        return str(file)
+
+    return write
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_pairs_with_and_without_negatives_and_with_scores(written, ending):
+    task = load_task(files(written(PAIRS, ending), kind="pairs"))
+    assert (task.kind, task.metrics) == ("pairs", ("accuracy@1", "mrr@10", "ndcg@10", "triplet_accuracy"))
+    assert task.train.column_names == ["text", "pair", "negative"]
+    assert [row for split in task.splits.values() for row in split if row["text"] == "a 3"] == [
+        {"text": "a 3", "pair": "b 3", "negative": "c 3"}
+    ]
+    two = [{"anchor": row["anchor"], "positive": row["positive"]} for row in PAIRS]
+    task = load_task(files(written(two, ending), kind="pairs", metrics=["map@100"]))
+    assert (task.train.column_names, task.metrics) == (["text", "pair"], ("map@100",))
+    task = load_task(files(written(SCORED, ending), kind="similarity"))
+    assert (task.train.column_names, task.metrics) == (["text", "pair", "label"], ("spearman", "pearson"))
+    found = {row["text"]: row["label"] for split in task.splits.values() for row in split}
+    assert found == {row["sentence1"]: pytest.approx(row["score"]) for row in SCORED}
+
+
+def test_columns_of_other_names(written):
+    rows = [{"q": row["anchor"], "good": row["positive"], "bad": row["negative"]} for row in PAIRS]
+    named = {"text_column": "q", "pair_column": "good", "negative_column": "bad"}
+    assert load_task(files(written(rows), kind="pairs", **named)).train.column_names == ["text", "pair", "negative"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("pairs", {"positive": ""}, r"row 3: no positive\. Complete or remove the row\."),
+        ("pairs", {"anchor": None, "negative": None}, r"row 3: no anchor and no negative\."),
+        ("pairs", {"positive": 7}, r"row 3, column 'positive': 7 \(int\) is no text\."),
+        ("similarity", {"sentence2": None}, r"row 3: no sentence2\. Complete"),
+        ("similarity", {"score": None}, r"row 3: no score\. Complete"),
+        ("similarity", {"score": "high"}, r"row 3, column 'score': kind: similarity, but 'high' is no number\."),
+        (
+            "similarity",
+            {"score": 4.5},
+            r"row 3, column 'score': the score 4\.5 is none from -1 to 1\. Divide all scores",
+        ),
+    ],
+)
+def test_bad_cells_of_pairs_are_one_line_with_their_row(tmp_path, kind, change, words):
+    rows = [dict(row) for row in (PAIRS if kind == "pairs" else SCORED)]
+    rows[2] |= change
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, {words}") as error:
+        load_task(files(str(tmp_path / "rows.jsonl"), kind=kind))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_columns_of_pairs_are_named_with_what_to_set(written):
+    with pytest.raises(
+        ValueError, match=r"no column 'anchor'; its columns are sentence1, .* Set text_column, pair_column"
+    ):
+        load_task(files(written(SCORED), kind="pairs"))
+    with pytest.raises(ValueError, match=r"no column 'score'; its columns are .* Set text_column, .*label_column"):
+        load_task(files(written([{"sentence1": "a", "sentence2": "b"}]), kind="similarity"))
+    two = [{"anchor": row["anchor"], "positive": row["positive"]} for row in PAIRS]
+    with pytest.raises(ValueError, match="triplet_accuracy needs a negative_column"):
+        load_task(files(written(two), kind="pairs", metrics=["triplet_accuracy"]))
+    for more in ({"kind": "pairs", "label_column": "score"}, {"kind": "similarity", "negative_column": "n"}):
+        with pytest.raises(ValueError, match=r"kind: pairs has no labels|negative_column belongs to kind: pairs"):
+            files("rows.jsonl", **more)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from linformer_hf.data.documents import PretrainingData, Source
-from linformer_hf.data.tokenizer import load_tokenizer, stored, train_tokenizer
+from linformer_hf.data.tokenizer import Cutter, load_tokenizer, stored, train_tokenizer
 
 
 TEXTS = ["Zebras eat grass.", "A zebra ate; the Grass grew, grew, grew."]
@@ -71,3 +71,48 @@ def test_a_folder_that_holds_no_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match=rf"^the tokenizer '{tmp_path}' cannot be loaded: .+") as caught:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+class Counted:
+    """A tokenizer that notes how many rows it is given."""
+
+    def __init__(self, tokenizer, fast=True):
+        self.tokenizer, self.is_fast, self.rows = tokenizer, fast, []
+
+    def __call__(self, *texts, **options):
+        self.rows.append(len(texts[0]))
+        return self.tokenizer(*texts, **options)
+
+
+ROWS = ["a river", "the old keeper walked under the stone " * 6, "", "a garden and a new window over the harbour"]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
+@pytest.mark.parametrize(
+    ("sides", "options", "fast", "read"),
+    [
+        ((ROWS,), {}, True, [4]),  # once
+        ((ROWS,), {}, False, [4, 1]),
+        ((ROWS, ROWS), {}, True, [4, 2]),  # only the long pairs again
+        ((["who"] * 4, ROWS), {"truncation": "only_second", "return_offsets_mapping": True}, True, [4, 2]),
+    ],
+)
+def test_rows_are_cut_as_the_tokenizer_cuts_them_and_what_they_lose_is_counted(
+    tokenizers, kind, sides, options, fast, read
+):
+    tokenizer = tokenizers[kind]
+    counted = Counted(tokenizer, fast)
+    found, lost = Cutter(counted, 12)(*sides, **options)
+    expected = tokenizer(*sides, max_length=12, **{"truncation": True, **options})
+    assert dict(found) == dict(expected)
+    assert lost == [max(0, len(ids) - 12) for ids in tokenizer(*sides)["input_ids"]]
+    assert counted.rows == read
+    places = [[encoded.char_to_token(row, 4, len(sides) - 1) for row in range(4)] for encoded in (found, expected)]
+    assert places[0] == places[1]
+    assert [found.sequence_ids(row) for row in range(4)] == [expected.sequence_ids(row) for row in range(4)]
+
+
+def test_without_a_length_nothing_is_cut(tokenizers):
+    found, lost = Cutter(tokenizers["wordpiece"], None)(ROWS)
+    assert dict(found) == dict(tokenizers["wordpiece"](ROWS))
+    assert lost == [0] * 4

@@ -236,6 +236,21 @@ def test_the_fingerprint_is_of_what_makes_the_vectors(made, tmp_path):
     assert len({first, *(other.fingerprint() for other in others)}) == 5
 
 
+def test_weights_are_read_once(made, monkeypatch):
+    """The check reads their names alone."""
+    folder, load, devices = str(made()), transformers.PreTrainedModel.from_pretrained.__func__, []
+
+    def noted(cls, *arguments, **options):
+        model = load(cls, *arguments, **options)
+        found = model[0] if isinstance(model, tuple) else model
+        devices.append({parameter.device.type for parameter in found.parameters()})
+        return model
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(noted))
+    loaded(folder)
+    assert sorted(devices, key=str) == [{"cpu"}, {"meta"}]
+
+
 def test_what_holds_no_whole_encoder_is_refused(made, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         loaded(tmp_path / "none")

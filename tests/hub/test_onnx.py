@@ -3,6 +3,9 @@
 import json
 import logging
 import sys
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -10,6 +13,8 @@ import onnxruntime
 import pytest
 import torch
 from reference import BANDS, name_of, tiny_config, tiny_model
+from sentence_transformers import SentenceTransformer
+from transformers.modeling_outputs import BaseModelOutput
 
 import linformer_hf
 from linformer_hf import cli
@@ -204,3 +209,54 @@ def test_what_cannot_be_exported_is_refused(fields, options, message, tmp_path):
 def test_a_folder_without_a_model_is_one_line(tmp_path, capsys):
     assert cli.main(["export", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not the folder of a saved model")
+
+
+class Stand(torch.nn.Module):
+    """What sentence-transformers' ONNX backend asks of optimum, which cannot be imported beside transformers 5.
+
+    As ORTModelForFeatureExtraction of optimum-onnx 0.1.0: these three inputs, token types of zeros where the graph has
+    them and the tokenizer does not, and the output `last_hidden_state`.
+    """
+
+    asked: ClassVar[list] = []
+
+    def __init__(self, file, config):
+        super().__init__()
+        self.config, self._save_pretrained = config, None
+        self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    @classmethod
+    def from_pretrained(cls, name, config, export, provider, subfolder="", file_name="model.onnx", **_):
+        cls.asked.append((export, subfolder, file_name))
+        return cls(Path(name, subfolder, file_name), config)
+
+    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, **_):
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        if token_type_ids is None:
+            given["token_type_ids"] = torch.zeros_like(input_ids)
+        names = [one.name for one in self.session.get_inputs()]
+        answers = self.session.run(None, {name: given[name].numpy() for name in names})
+        found = dict(zip([one.name for one in self.session.get_outputs()], map(torch.from_numpy, answers), strict=True))
+        return BaseModelOutput(last_hidden_state=found["last_hidden_state"])
+
+
+@pytest.mark.parametrize(("mode", "types"), [("mean", 1), ("cls", 2)])
+def test_the_backend_of_sentence_transformers_finds_and_reads_the_file(mode, types, tokenizers, tmp_path, monkeypatch):
+    optimum = ModuleType("optimum.onnxruntime")
+    optimum.ONNX_WEIGHTS_NAME = "model.onnx"
+    for task in ("CausalLM", "FeatureExtraction", "MaskedLM", "SequenceClassification"):
+        setattr(optimum, f"ORTModelFor{task}", Stand)
+    monkeypatch.setitem(sys.modules, "optimum", ModuleType("optimum"))
+    monkeypatch.setitem(sys.modules, "optimum.onnxruntime", optimum)
+    monkeypatch.setattr(Stand, "asked", [])
+    tokenizer = tokenizers["wordpiece"]
+    model = saved(tmp_path, "LinformerModel", **SMALL, vocab_size=len(tokenizer), type_vocab_size=types)
+    tokenizer.save_pretrained(tmp_path)
+    pooled(mode, model.config.hidden_size).write(tmp_path, model.config.max_position_embeddings)
+    export.export(tmp_path)
+    assert Stand.asked == []
+    texts = ["a river", "the old keeper walked under the stone and over the river", ""]
+    expected = SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
+    encoder = SentenceTransformer(str(tmp_path), device="cpu", backend="onnx")
+    assert Stand.asked == [(False, "onnx", "model.onnx")]
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=1e-5)

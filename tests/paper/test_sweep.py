@@ -186,3 +186,9 @@ def test_bad_sections_are_refused(change, words):
 def test_a_cell_that_cannot_be_is_refused_before_anything_runs(place):
     with pytest.raises(RecipeError, match="projected_lenght"):
         read_recipe(place / "r.yaml", ["sweep.cells={a: [model.projected_lenght=3]}"])
+
+
+def test_a_sweep_without_evaluations_is_refused_before_anything_runs(place):
+    without = ["sweep.cells={a: [], never: ['training.eval_strategy=\"no\"']}"]
+    with pytest.raises(RecipeError, match=r"^the cell 'never' is never evaluated .* set training\.eval_strategy=steps"):
+        read_recipe(place / "r.yaml", without)

@@ -53,7 +53,7 @@ def stand_ins(tiny_source, tokenizers, texts, tmp_path_factory):
     folders = {".cache/all-MiniLM-L6-v2": source, "my-texts": texts}
     sizes = {"vocab_size": len(tokenizers["wordpiece"]), "max_position_embeddings": 512, "projected_length": 128}
     for names, saved in (
-        (("runs/convert/minilm-512-k128", "my-linformer"), model),
+        (("runs/convert/minilm-512-k128", "my-linformer", "runs/finetune/bible-pairs"), model),
         (("runs/convert/minilm-4096",), long),
         (("runs/demo/pretrained", "runs/mine"), tiny_model(linformer_hf.LinformerForMaskedLM, **sizes)),
         (("runs/tuned",), tiny_model(linformer_hf.LinformerForSequenceClassification, **sizes)),

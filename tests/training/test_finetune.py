@@ -16,7 +16,7 @@ from torch import nn
 
 from helpers import TRAINING, results_of, write_recipe
 from linformer_hf.data.tasks import KINDS, LoadedTask
-from linformer_hf.training.finetune import FinetuneModel, finetune, load_model, truncation
+from linformer_hf.training.finetune import FinetuneModel, finetune, load_model, settle_best, truncation
 from linformer_hf.utils.files import loading
 
 
@@ -243,10 +243,10 @@ def reported(folder: Path) -> dict[str, float]:
 def test_head_metric_and_card_are_those_of_the_kind(tuned, kind, metric):
     folder, facts = tuned(kind), KINDS[kind]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert config["architectures"] == [f"LinformerFor{facts.head}"]
+    assert config["architectures"] == [f"Linformer{facts.head}"]
     assert config["metric"] == metric == next(iter(reported(folder)))
     assert ModelCard.load(folder / "README.md").data.pipeline_tag == facts.pipeline_tag
-    assert f"AutoModelFor{facts.head}.from_pretrained(" in (folder / "README.md").read_text(encoding="utf-8")
+    assert f"AutoModel{facts.head}.from_pretrained(" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_several_labels_a_row(tuned):
@@ -373,3 +373,35 @@ def test_a_head_without_classes_is_kept_where_the_checkpoint_has_it(tuned, kind)
     last = "qa_outputs.weight" if kind == "question-answering" else "classifier.weight"
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
     assert not torch.equal(other.state_dict()[last], saved[last])
+
+
+@pytest.mark.parametrize(
+    ("given", "greater"),
+    [
+        ({"metric_for_best_model": "mse"}, False),
+        ({"metric_for_best_model": "eval_mse"}, False),
+        ({"metric_for_best_model": "mse", "greater_is_better": True}, True),  # as the recipe says
+        ({"metric_for_best_model": "pearson"}, True),
+        ({"metric_for_best_model": "loss"}, False),
+    ],
+)
+def test_of_an_error_the_lowest_is_the_best(given, greater, tmp_path):
+    arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **given)
+    settle_best(arguments, given)
+    assert arguments.greater_is_better is greater
+
+
+def test_the_best_of_a_regression_has_the_lowest_error(checkpoint, tmp_path):
+    rows = "".join(json.dumps({"text": " ".join(sentence(i)), "label": i % 2}) + "\n" for i in range(40))
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    training = TRAINING | {"max_steps": 12, "learning_rate": 0.05, "load_best_model_at_end": True}
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        model={"checkpoint": checkpoint("LinformerForMaskedLM")},
+        data={"task": "files", "kind": "regression", "train_file": str(tmp_path / "rows.jsonl")},
+        training={**training, "metric_for_best_model": "mse", "output_dir": str(tmp_path / "run")},
+    )
+    content = results_of(finetune(recipe))
+    errors = [row["eval_mse"] for row in content["history"] if "eval_mse" in row]
+    assert min(errors) < max(errors)
+    assert content["metrics"]["validation_mse"] == pytest.approx(min(errors))

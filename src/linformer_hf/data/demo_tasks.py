@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from . import demo_texts
-from .tasks import PASSAGE_WORDS, LoadedTask, TaskData, split_off
+from .tasks import KINDS, PASSAGE_WORDS, LoadedTask, TaskData, split_off
 
 
 # Guides training only; none of them is in the test.
@@ -63,6 +63,17 @@ def _verse_pairs() -> dict[str, Dataset]:
             other = verse if label or not near else verses[generator.choice(near)]
             splits[split].append({"text": web[verse], "pair": bbe[other], "label": int(other == verse)})
     return {split: Dataset.from_list(content) for split, content in splits.items()}
+
+
+def bible_pairs() -> LoadedTask:
+    """Pairs of a verse in two translations, for vectors by which the one is found among the others. Split by book."""
+    rows = {split: _translations(content) for split, content in _verse_pairs().items()}
+    return LoadedTask("bible-pairs", **rows, label_names=None, metrics=KINDS["pairs"].metrics, kind="pairs")
+
+
+def _translations(rows: Dataset) -> Dataset:
+    """The pairs of `bible-paraphrase` that are one verse."""
+    return rows.filter(lambda label: label == 1, input_columns="label").remove_columns("label")
 
 
 def genre_task(passage_words: int) -> LoadedTask:

@@ -71,8 +71,8 @@ def _best(measure: Callable[[str, str], float], references: Any, answers: Any) -
     return float(np.mean([max(measure(answer, text) for text in texts or [""]) for answer, texts in pairs]))
 
 
-# By kind: (references, answers) -> number.
-METRICS: dict[str, dict[str, Callable[..., float]]] = {
+# By kind: (references, answers) -> number. Of vectors: what stands in the key of a sentence-transformers evaluator.
+METRICS: dict[str, dict[str, Any]] = {
     "classification": {"accuracy": accuracy_score, "f1": _class_f1, "matthews": matthews_corrcoef},
     "regression": {
         "mse": mean_squared_error,
@@ -90,6 +90,11 @@ METRICS: dict[str, dict[str, Callable[..., float]]] = {
     },
     "question-answering": {"f1": partial(_best, _word_f1), "exact_match": partial(_best, _exact)},
     "multiple-choice": {"accuracy": accuracy_score},
+    "pairs": {
+        **{name: f"_{name}" for name in ("accuracy@1", "accuracy@10", "mrr@10", "ndcg@10", "map@100")},
+        "triplet_accuracy": "_accuracy",
+    },
+    "similarity": {"spearman": "spearman_", "pearson": "pearson_"},
 }
 
 

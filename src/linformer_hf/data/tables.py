@@ -17,7 +17,7 @@ import math
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -66,6 +66,14 @@ def read_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]
     """
     with _reading(file) as kind:
         yield from {"csv": _csv_rows, "json": _json_rows, "parquet": _parquet_rows}[kind](file, columns)
+
+
+def has_column(file: Path, column: str) -> bool:
+    """Whether a table has it. Raises as `read_rows` does, but for a TableError."""
+    with contextlib.suppress(TableError):
+        next(read_rows(file, {"text": column}), None)
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -151,7 +159,18 @@ def as_class(value: Any, title: str, row: int, column: str) -> str | None:
     return str(value) if isinstance(value, int) else as_text(value, title, row, column)
 
 
-def as_number(value: Any, title: str, row: int, column: str) -> float | None:
+def one_of(read: Callable[..., Any], hint: str) -> Callable[..., Any]:
+    """`read` of a cell that holds no list; a TableError with `hint` for one that does."""
+
+    def checked(value: Any, title: str, row: int, column: str) -> Any:
+        if isinstance(value, list | tuple):
+            raise TableError(f"{title}, row {row}, column {column!r}: {repr(value)[:40]} (list) is no text. {hint}")
+        return read(value, title, row, column)
+
+    return checked
+
+
+def as_number(value: Any, title: str, row: int, column: str, kind: str = "regression") -> float | None:
     if is_empty(value):
         return None
     try:
@@ -159,8 +178,17 @@ def as_number(value: Any, title: str, row: int, column: str) -> float | None:
     except (ValueError, TypeError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
+        raise TableError(f"{title}, row {row}, column {column!r}: kind: {kind}, but {repr(value)[:40]} is no number.")
+    return number
+
+
+def as_score(value: Any, title: str, row: int, column: str) -> float | None:
+    """A number that a cosine can be."""
+    number = as_number(value, title, row, column, "similarity")
+    if number is not None and not -1 <= number <= 1:
         raise TableError(
-            f"{title}, row {row}, column {column!r}: kind: regression, but {repr(value)[:40]} is no number."
+            f"{title}, row {row}, column {column!r}: the score {number:g} is none from -1 to 1. Divide all scores by "
+            "the highest that there can be (5 of 0 to 5), or set data.kind=regression for a number of two texts."
         )
     return number
 

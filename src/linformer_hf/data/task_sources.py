@@ -11,15 +11,20 @@ import datasets
 from datasets import Dataset
 
 from . import tables
-from .demo_tasks import bible_paraphrase, genre_task, movie_snippets
+from .demo_tasks import bible_pairs, bible_paraphrase, genre_task, movie_snippets
 from .documents import load_hub
 from .metrics import METRICS, SEQEVAL, baselines
 from .tables import TableError
-from .tasks import KINDS, LoadedTask, TaskData, split_off, split_off_by_class, with_labels
+from .tasks import KINDS, OF_VECTORS, LoadedTask, TaskData, split_off, split_off_by_class, with_labels
 
 
 _NUMBER = re.compile(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
+_NEGATIVE = "negative"
 _CONLL = (".conll", ".txt")  # a word and its tags in each line
+# What lists under kind: classification, the default, are likely to be.
+_OTHER_KINDS = (
+    "Set data.kind=multi-label (classes of a text), or data.kind=token-classification (words and their tags)."
+)
 # By kind: the columns that hold a list in each cell.
 _LISTS = {"multi-label": ("label",), "token-classification": ("text", "label"), "multiple-choice": ("pair",)}
 
@@ -81,6 +86,8 @@ def load_task(data: TaskData) -> LoadedTask:
     """
     if data.task == "bible-paraphrase":
         task = bible_paraphrase()
+    elif data.task == "bible-pairs":
+        task = bible_pairs()
     elif data.task == "genre":
         task = genre_task(data.passage_words)
     elif data.task == "movie-snippets":
@@ -146,6 +153,11 @@ def _rows_task(data: TaskData) -> LoadedTask:
             splits["train"], splits[split] = cut(splits["train"], fraction, data.seed)
     more = {name.removeprefix("test_"): splits.pop(name) for name in [*splits] if name.startswith("test_")}
     metrics = tuple(data.metrics) or _metrics(kind, names)
+    if kind == "pairs":
+        with_negatives = all("negative" in splits[split].column_names for split in ("validation", "test"))
+        if "triplet_accuracy" in metrics and not with_negatives:
+            raise ValueError("metrics: triplet_accuracy needs a negative_column in the validation and test rows.")
+        metrics += ("triplet_accuracy",) if with_negatives and not data.metrics else ()
     return LoadedTask(
         data.title,
         **splits,
@@ -176,7 +188,9 @@ class _Table:
 
 def _table(data: TaskData, source: str) -> _Table:
     """Of a file, or of a split on the Hub."""
-    given = {ours: getattr(data, f"{ours}_column") for ours in ("text", "pair", "label")}
+    given = {ours: getattr(data, f"{ours}_column") for ours in ("text", "pair", "negative", "label")}
+    if data.kind == "pairs":
+        given.pop("label")
     columns = dict(KINDS[str(data.kind)].columns) | {ours: name for ours, name in given.items() if name}
     if data.choice_columns:
         columns = {ours: name for ours, name in columns.items() if ours != "pair"}
@@ -184,10 +198,11 @@ def _table(data: TaskData, source: str) -> _Table:
     if data.train_file is None:
         rows = load_hub(str(data.repository), data.configuration, source, data.revision)
         title = f"{data.repository}, {source}"
+        if data.kind == "pairs" and _NEGATIVE in rows.column_names:
+            columns.setdefault(_NEGATIVE, _NEGATIVE)
         tables.check_columns(title, rows.column_names, columns)
-        return _Table(
-            title, columns, tables.rows_of(rows, columns), tables.class_names(rows.features, columns["label"])
-        )
+        classes = tables.class_names(rows.features, columns.get("label", ""))
+        return _Table(title, columns, tables.rows_of(rows, columns), classes)
     file = Path(source).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"no file at {source!r}.")
@@ -198,9 +213,11 @@ def _table(data: TaskData, source: str) -> _Table:
         tables.check_utf8(file)
     if conll:
         return _Table(source, columns, tables.conll_rows(file), None)
+    if data.kind == "pairs" and tables.has_column(file, _NEGATIVE):
+        columns.setdefault(_NEGATIVE, _NEGATIVE)
     squad = tables.squad_rows(file) if data.kind == "question-answering" else None
     rows = tables.read_rows(file, columns) if squad is None else squad
-    return _Table(source, columns, rows, tables.class_names(tables.features_of(file), columns["label"]))
+    return _Table(source, columns, rows, tables.class_names(tables.features_of(file), columns.get("label", "")))
 
 
 def _read(data: TaskData, table: _Table) -> Dataset:
@@ -211,8 +228,15 @@ def _read(data: TaskData, table: _Table) -> Dataset:
         ours: listed if ours in lists else tables.as_text for ours in table.columns
     }
     if "label" not in lists:
-        label = {"regression": tables.as_number, "question-answering": lambda value, *_: value or {}}
+        label = {
+            "regression": tables.as_number,
+            "similarity": tables.as_score,
+            "question-answering": lambda value, *_: value or {},
+            "classification": tables.one_of(tables.as_class, _OTHER_KINDS),
+        }
         read["label"] = label.get(kind, tables.as_class)
+    if kind == "classification":
+        read["text"] = tables.one_of(tables.as_text, _OTHER_KINDS)
     if kind == "multi-label":
         read["label"] = lambda *cell: listed(*cell) or []  # a row may have none
     content: dict[str, list[Any]] = {}
@@ -220,7 +244,8 @@ def _read(data: TaskData, table: _Table) -> Dataset:
         cells = {ours: read[ours](row[ours], table.title, number, column) for ours, column in table.columns.items()}
         empty = [ours for ours, value in cells.items() if value is None]
         if empty:
-            raise ValueError(f"{table.title}, row {number}: no {' and no '.join(empty)}. Complete or remove the row.")
+            named = [table.columns[ours] if kind in OF_VECTORS else ours for ours in empty]
+            raise ValueError(f"{table.title}, row {number}: no {' and no '.join(named)}. Complete or remove the row.")
         if data.choice_columns:
             cells["pair"] = [cells.pop(f"choice_{i}") for i in range(len(data.choice_columns))]
         if kind in _FITTED:
@@ -230,10 +255,11 @@ def _read(data: TaskData, table: _Table) -> Dataset:
     text, whole = datasets.Value("large_string"), datasets.Value("int64")
     special = {
         "regression": datasets.Value("float32"),
+        "similarity": datasets.Value("float32"),
         "question-answering": {"text": datasets.List(text), "answer_start": datasets.List(whole)},
         "multiple-choice": whole,
     }
-    names = content or dict.fromkeys(ours for ours in ("text", "pair", "label") if ours in table.columns)
+    names = content or dict.fromkeys(ours for ours in ("text", "pair", "negative", "label") if ours in table.columns)
     features = {ours: datasets.List(text) if ours in lists else text for ours in names}
     features |= {"label": special[kind]} if kind in special else {}
     return Dataset.from_dict(content or {ours: [] for ours in names}, datasets.Features(features))

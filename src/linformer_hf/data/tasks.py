@@ -20,26 +20,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .tokenizer import Cutter
+
 
 PASSAGE_WORDS = 400  # of a passage of `genre`, unless set: 512 tokens and more of most tokenizers
 IGNORED = -100  # the label of a token that has none
 BEYOND = 10**6  # where an answer lies that was cut off: the loss of every model passes over places beyond the row
 Batch = Mapping[str, list[Any]]
 Encoded = tuple[dict[str, Any], list[int]]  # columns, and how many tokens each row lost
-
-
-class Cutter:
-    """A tokenizer that says how many tokens each row lost by being cut to `max_length`."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None):
-        self.tokenizer, self.max_length = tokenizer, max_length
-
-    def __call__(self, *texts: list[Any], truncation: str = "longest_first", **more: Any) -> tuple[Any, list[int]]:
-        whole = self.tokenizer(*texts, verbose=False, **more)
-        lost = [max(0, len(ids) - (self.max_length or len(ids))) for ids in whole["input_ids"]]
-        if any(lost):
-            whole = self.tokenizer(*texts, truncation=truncation, max_length=self.max_length, **more)
-        return whole, lost
 
 
 def encode_texts(batch: Batch, cut: Cutter, width: int) -> Encoded:
@@ -114,6 +102,12 @@ def encode_choices(batch: Batch, cut: Cutter, width: int) -> Encoded:
     return {**columns, "label": batch["label"]}, [sum(lost[row]) for row in rows]
 
 
+def encode_pairs(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    """The texts as they are: sentence-transformers tokenises them itself."""
+    lost = [cut(texts)[1] for name, texts in batch.items() if name != "label"]
+    return dict(batch), [sum(row) for row in zip(*lost, strict=True)]
+
+
 def _right(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
     """Padding on the left would move the answers' places."""
     tokenizer.padding_side = "right"
@@ -125,13 +119,13 @@ class Kind:
     """A head of the family and what its rows are.
 
     Attributes:
-        head: name of the Auto class, without AutoModelFor.
+        head: name of the Auto class, without AutoModel.
         pipeline_tag: the Hub's word for it, which is the pipeline's too, where there is one.
         fields: of the configuration.
         columns: ours -> theirs, unless the recipe names them. Without `pair` there is no second column of input.
         metrics: names of METRICS that are computed unless the recipe names others; the first judges the model.
         encode: rows -> the columns that the model reads.
-        collator: pads them in a batch.
+        collator: pads them in a batch; None: what the trainer of such rows brings.
     """
 
     head: str
@@ -140,15 +134,19 @@ class Kind:
     columns: Mapping[str, str]
     metrics: tuple[str, ...]
     encode: Callable[[Batch, Cutter, int], Encoded]
-    collator: Callable[[PreTrainedTokenizerBase], Any]
+    collator: Callable[[PreTrainedTokenizerBase], Any] | None
 
 
 def _classes(problem_type: str, metrics: tuple[str, ...], encode: Callable[[Batch, Cutter, int], Encoded]) -> Kind:
     fields: dict[str, Any] = {"problem_type": problem_type}
     fields |= {"num_labels": 1} if problem_type == "regression" else {}
     columns = {"text": "text", "label": "label"}
-    head = "SequenceClassification", "text-classification"
+    head = "ForSequenceClassification", "text-classification"
     return Kind(*head, fields, columns, metrics, encode, DataCollatorWithPadding)
+
+
+def _vectors(columns: Mapping[str, str], metrics: tuple[str, ...]) -> Kind:
+    return Kind("", "sentence-similarity", {}, columns, metrics, encode_pairs, None)
 
 
 KINDS = {
@@ -156,7 +154,7 @@ KINDS = {
     "regression": _classes("regression", ("mse", "pearson"), encode_texts),
     "multi-label": _classes("multi_label_classification", ("micro_f1", "macro_f1", "subset_accuracy"), encode_labels),
     "token-classification": Kind(
-        "TokenClassification",
+        "ForTokenClassification",
         "token-classification",
         {},
         {"text": "tokens", "label": "tags"},
@@ -165,7 +163,7 @@ KINDS = {
         DataCollatorForTokenClassification,
     ),
     "question-answering": Kind(
-        "QuestionAnswering",
+        "ForQuestionAnswering",
         "question-answering",
         {"num_labels": 2},
         {"text": "question", "pair": "context", "label": "answers"},
@@ -174,7 +172,7 @@ KINDS = {
         _right,
     ),
     "multiple-choice": Kind(
-        "MultipleChoice",
+        "ForMultipleChoice",
         "multiple-choice",
         {},
         {"text": "text", "pair": "choices", "label": "label"},
@@ -182,11 +180,14 @@ KINDS = {
         encode_choices,
         DataCollatorForMultipleChoice,
     ),
+    "pairs": _vectors({"text": "anchor", "pair": "positive"}, ("accuracy@1", "mrr@10", "ndcg@10")),
+    "similarity": _vectors({"text": "sentence1", "pair": "sentence2", "label": "score"}, ("spearman", "pearson")),
 }
-DEMO_TASKS = ("bible-paraphrase", "movie-snippets", "genre")
+OF_VECTORS = ("pairs", "similarity")  # the kinds whose model is a sentence encoder
+DEMO_TASKS = ("bible-paraphrase", "bible-pairs", "movie-snippets", "genre")
 OF_THE_HUB = ("repository", "configuration", "revision", "validation_split", "test_split")
 OF_ROWS = (
-    *("kind", "text_column", "pair_column", "label_column", "choice_columns", "separator"),
+    *("kind", "text_column", "pair_column", "negative_column", "label_column", "choice_columns", "separator"),
     *("label_names", "metrics"),
 )
 
@@ -199,7 +200,8 @@ class TaskData:
         task: one of the table, `files` for your own rows, or `hub` for any data set of the Hub.
         kind: classification (one class a row), regression (a number), multi-label (a list of classes, which may be
             empty), token-classification (a list of words and a tag for each), question-answering (the answer stands in
-            the context) or multiple-choice. By default the task's own, or classification.
+            the context) or multiple-choice; of vectors: pairs (two texts that belong together, and perhaps one that
+            does not) or similarity (two texts and a score from -1 to 1). By default the task's own, or classification.
         train_file, validation_file, test_file: .csv, .tsv, .jsonl or .json, also as .gz, or .parquet (task: files); of
             tokens also .conll or .txt (a word and, last, its tag in each line, an empty line after a sentence), of
             questions also .json as SQuAD has it. Without a validation or test file, that slice is cut from the
@@ -207,8 +209,10 @@ class TaskData:
         repository, configuration, revision: of a Hub data set; of a task of the table only to read it from elsewhere.
         train_split, validation_split, test_split: of a Hub data set. Without the latter two, slices are cut.
         text_column, pair_column, label_column: their columns, by default text and label; tokens and tags; question,
-            context and answers; text, choices and label. pair_column is for tasks over two texts, too. What stands in
-            a .csv is text, and so is a class: 01 is not 1, NA is not missing.
+            context and answers; text, choices and label; anchor and positive; sentence1, sentence2 and score.
+            pair_column is for tasks over two texts, too. What stands in a .csv is text, and so is a class: 01 is not 1,
+            NA is not missing.
+        negative_column: what belongs not to the anchor (kind: pairs). By default `negative`, where there is one.
         choice_columns: one column for each choice, in place of a list of them (kind: multiple-choice).
         separator: what parts the items of a list that stands in a cell as text, as in a .csv.
         label_names: the classes in the order of their numbers. By default those of the data set, or else of the
@@ -235,6 +239,7 @@ class TaskData:
         "rte",
         "wnli",
         "bible-paraphrase",
+        "bible-pairs",
         "movie-snippets",
         "genre",
         "files",
@@ -248,6 +253,8 @@ class TaskData:
             "token-classification",
             "question-answering",
             "multiple-choice",
+            "pairs",
+            "similarity",
         ]
         | None
     ) = None
@@ -262,6 +269,7 @@ class TaskData:
     test_split: str | None = None
     text_column: str | None = None
     pair_column: str | None = None
+    negative_column: str | None = None
     label_column: str | None = None
     choice_columns: list[str] = field(default_factory=list)
     separator: str | None = None
@@ -286,6 +294,10 @@ class TaskData:
             raise ValueError(f"{', '.join(useless)} would have no effect with task: {self.task}. Leave it out.")
         if self.choice_columns and (self.kind != "multiple-choice" or self.pair_column or len(self.choice_columns) < 2):
             raise ValueError("choice_columns, two or more, belong to kind: multiple-choice without a pair_column.")
+        if self.negative_column and self.kind != "pairs":
+            raise ValueError("negative_column belongs to kind: pairs.")
+        if self.label_column and self.kind == "pairs":
+            raise ValueError("kind: pairs has no labels: leave label_column out, or set kind: similarity for scores.")
         if self.max_length is not None and self.max_length < 4:
             raise ValueError(f"max_length must be at least 4, got {self.max_length}.")
         if self.passage_words < 1 or (self.passage_words != PASSAGE_WORDS and self.task != "genre"):
@@ -294,6 +306,11 @@ class TaskData:
         for name in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
+
+    @property
+    def of_vectors(self) -> bool:
+        """Whether the model is a sentence encoder."""
+        return self.kind in OF_VECTORS or self.task == "bible-pairs"
 
     @property
     def title(self) -> str:
@@ -307,7 +324,8 @@ class LoadedTask:
 
     By kind: `text` is a list of words for token-classification; `pair` the context for question-answering and the list
     of choices for multiple-choice. `label` is a number; a list of numbers for multi-label and token-classification;
-    `{"text": [...], "answer_start": [...]}` for question-answering.
+    `{"text": [...], "answer_start": [...]}` for question-answering. For pairs there is no `label`, but perhaps a text
+    `negative`.
 
     Attributes:
         label_names: names of the classes in the order of their numbers; None where there are none.

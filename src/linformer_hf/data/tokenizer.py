@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import normalizers
 from transformers import (
@@ -100,3 +101,32 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise ValueError(f"the tokenizer {name!r} has no cls_token and sep_token; BERT's and RoBERTa's kinds do.")
     return tokenizer
+
+
+class Cutter:
+    """A tokenizer that says how many tokens each row lost by being cut to `max_length` (None: none is cut)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None):
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, *texts: list[Any], truncation: str = "longest_first", **more: Any) -> tuple[Any, list[int]]:
+        """Of texts, or of pairs given as two lists: what the tokenizer gives, and the tokens lost of each row.
+
+        Only pairs that are too long are read twice: what is cut off of them stands in no order that could be counted.
+        """
+        given = {"truncation": truncation, "max_length": self.max_length, **more}
+        if len(texts) == 1 and self.max_length is not None and self.tokenizer.is_fast:
+            cut = self.tokenizer(*texts, **given)
+            rest = (row.overflowing for row in cut.encodings)
+            return cut, [sum(part.special_tokens_mask.count(0) for part in parts) for parts in rest]
+        whole = self.tokenizer(*texts, verbose=False, **more)
+        lost = [max(0, len(ids) - (self.max_length or len(ids))) for ids in whole["input_ids"]]
+        rows = [row for row, count in enumerate(lost) if count]
+        if rows:
+            cut = self.tokenizer(*([side[row] for row in rows] for side in texts), **given)
+            for place, row in enumerate(rows):
+                for name, column in cut.items():
+                    whole[name][row] = column[place]
+                if whole.encodings is not None:
+                    whole.encodings[row] = cut.encodings[place]
+        return whole, lost

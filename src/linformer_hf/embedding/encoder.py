@@ -124,7 +124,7 @@ class DocumentEncoder:
         options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
         with loading(name):
             if here:
-                _check_weights(Path(name), options)
+                check_weights(name, trust_remote_code=False, **options)
             model = SentenceTransformer(
                 name, device=device, revision=revision, local_files_only=here, model_kwargs=options
             )
@@ -243,7 +243,7 @@ class DocumentEncoder:
         return summed.hexdigest()
 
     def _length(self, wanted: int | None) -> int:
-        positions = _positions(self.model)
+        positions = positions_of(self.model)
         tokenizer: Any = self._encoder.tokenizer
         fewest = tokenizer.num_special_tokens_to_add() + self.prompt_length + 1
         if wanted is not None and positions is not None and wanted > positions:
@@ -340,7 +340,7 @@ def _prompt(model: "SentenceTransformer", name: str | None) -> str:
     return next((model.prompts[one] or "" for one in candidates if one in model.prompts), "")
 
 
-def _positions(model: "SentenceTransformer") -> int | None:
+def positions_of(model: "SentenceTransformer") -> int | None:
     """How many tokens the encoder has positions for; None where positions are relative."""
     encoder: Any = model[0].model
     for module in encoder.modules():
@@ -365,10 +365,21 @@ def _check_modules(model: "SentenceTransformer") -> None:
         raise ValueError("its tokenizer does not tell where its tokens stand in a text (a fast one does).")
 
 
-def _check_weights(folder: Path, options: dict[str, Any]) -> None:
-    """Raise a ValueError for missing weights, which transformers would draw at random, and for pickled ones."""
+def check_weights(name: str | Path, **options: Any) -> bool:
+    """Raise a ValueError for missing weights, which transformers would draw at random, and for pickled ones.
+
+    No weight is read for it, of which there may be gigabytes.
+
+    Args:
+        name: a folder or a Hub name.
+        options: of `from_pretrained`.
+
+    Returns:
+        Whether the pooler's are missing: no vector needs them.
+    """
     from transformers import AutoModel
 
+    folder = Path(name)
     listed = folder / "modules.json"
     modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else [{"path": ""}]
     for module in modules[1:]:
@@ -376,7 +387,8 @@ def _check_weights(folder: Path, options: dict[str, Any]) -> None:
         if (place / "pytorch_model.bin").exists() and not (place / "model.safetensors").exists():
             raise ValueError(f"{place} has pickled weights only, which are not read: save it again as safetensors.")
     _, found = AutoModel.from_pretrained(
-        folder / modules[0]["path"], output_loading_info=True, trust_remote_code=False, **options
+        folder / modules[0]["path"], output_loading_info=True, device_map="meta", **options
     )
-    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+    if missing := sorted(key for key in found["missing_keys"] if not key.startswith("pooler.")):
         raise ValueError(f"weights are missing: {', '.join(missing[:8])}{' and more' if missing[8:] else ''}.")
+    return bool(found["missing_keys"])

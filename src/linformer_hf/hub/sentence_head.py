@@ -117,8 +117,8 @@ class SentenceHead:
             vectors = _apply(module, vectors)
         return vectors
 
-    def write(self, folder: Path, length: int) -> None:
-        """The files of sentence-transformers beside an encoder that reads at most `length` tokens."""
+    def write(self, folder: Path, length: int | None) -> None:
+        """The files of sentence-transformers beside an encoder that reads at most `length` tokens (None: any)."""
         kinds = ["Transformer", *(module.kind for module in self.modules)]
         paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds) if number)]
         listed = [
@@ -126,7 +126,7 @@ class SentenceHead:
             for i, (path, kind) in enumerate(zip(paths, kinds, strict=True))
         ]
         for path, module in zip(paths[1:], self.modules, strict=True):
-            (folder / path).mkdir()
+            (folder / path).mkdir(exist_ok=True)
             if module.config:
                 _write(folder / path / CONFIG_FILE, module.config)
             if module.weights:

@@ -89,9 +89,14 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A sweep recipe and each of its cells' pretraining recipes, checked. Raises RecipeError."""
     recipe = load_recipe(path, overrides, sections=SECTIONS)
     section: Sweep = recipe.build("sweep")
-    for changes in section.cells.values():
-        values = read_pretrain(section.recipe, [*section.overrides, *changes]).values("model")
-        if section.start and "max_position_embeddings" not in values:
+    for name, changes in section.cells.items():
+        cell = read_pretrain(section.recipe, [*section.overrides, *changes])
+        if cell.values("training").get("eval_strategy", "no") == "no":
+            raise RecipeError(
+                f"the cell {name!r} is never evaluated while it trains, and its curve is made of that: set "
+                f"training.eval_strategy=steps and training.eval_steps in {section.recipe} or in sweep.overrides."
+            )
+        if section.start and "max_position_embeddings" not in cell.values("model"):
             raise RecipeError(f"sweep.start needs model.max_position_embeddings in {section.recipe}.")
     if section.start:
         read_pretrain(section.start)
@@ -174,9 +179,9 @@ def plot(path: Path, runs: dict[str, dict[str, Any]], x: str, label: str) -> Non
     figure, axes = new_figure((9.5, 4.8))
     for i, (shade, (name, seeds)) in enumerate(zip(shades(len(runs)), runs.items(), strict=True)):
         curves = [run["curve"] for run in seeds.values() if "failed" not in run]
-        if len(curves) < len(seeds):
-            continue
         points = list(zip(*curves, strict=False))
+        if len(curves) < len(seeds) or not points:
+            continue
         places = [statistics.mean(row[x] for row in point) for point in points]
         values = [[row["perplexity"] for row in point] for point in points]
         colour, marker = "black" if i == 0 else shade, MARKERS[i % len(MARKERS)]

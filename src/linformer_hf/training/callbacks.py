@@ -50,8 +50,7 @@ class Watch(TrainerCallback):
         step = self.trainer.training_step
 
         def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if "input_ids" in inputs:
-                self.rows.append(inputs["input_ids"])
+            self.rows += [ids for name, ids in inputs.items() if name.endswith("input_ids")]  # of pairs one for each
             return step(model, inputs, *args, **kwargs)
 
         self.trainer.training_step = training_step

@@ -1,7 +1,9 @@
-"""`linformer-hf finetune RECIPE.yaml`: every head of the family through Trainer.
+"""`linformer-hf finetune RECIPE.yaml`: every head of the family through Trainer, and sentence encoders through
+sentence-transformers'.
 
-A recipe has the sections `model` (FinetuneModel), `data` (TaskData) and `training` (TrainingArguments, verbatim). The
-validation slice guides the training; the test rows are read once, at the end, and are what results.json reports.
+A recipe has the sections `model` (FinetuneModel), `data` (TaskData), `training` (TrainingArguments, verbatim) and, for
+a sentence encoder, `pairs` (pairs.Pairs). The validation slice guides the training; the test rows are read once, at
+the end, and are what results.json reports.
 """
 
 import importlib.util
@@ -25,14 +27,17 @@ from transformers import (
     set_seed,
 )
 
-from ..data.metrics import SEQEVAL, build_compute_metrics
+from ..data.metrics import ERRORS, SEQEVAL, build_compute_metrics
 from ..data.task_sources import load_task
-from ..data.tasks import KINDS, Kind, LoadedTask, TaskData, tokenize_task
+from ..data.tasks import KINDS, OF_VECTORS, Kind, LoadedTask, TaskData, tokenize_task
+from ..embedding.encoder import positions_of
+from ..hub import sentence_head
 from ..hub.card import CardMetadata, metadata_of
 from ..recipe import load_recipe
 from ..utils.files import loading
 from ..utils.places import own_name
 from ..utils.runs import summary_table
+from . import pairs
 from .agreement import check_rows
 from .run import Run, begin_run, open_run, results, save_final, train, write_results, writing
 
@@ -72,11 +77,22 @@ class FinetuneModel:
         fields = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "classifier_pooling")
         return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
 
+    def of_classifiers(self) -> list[str]:
+        """Names of the fields that are set and that only a model with a classifier has a use for."""
+        names = ("random_weights", "new_classifier", "classifier_dropout", "classifier_pooling")
+        return [name for name in names if getattr(self, name)]
 
-SECTIONS = {"model": FinetuneModel, "data": TaskData, "training": TrainingArguments, "card": CardMetadata}
+
+SECTIONS = {
+    "model": FinetuneModel,
+    "data": TaskData,
+    "training": TrainingArguments,
+    "pairs": pairs.Pairs,
+    "card": CardMetadata,
+}
 
 
-read_recipe = partial(load_recipe, sections=SECTIONS, built=("model", "data"))
+read_recipe = partial(load_recipe, sections=SECTIONS, built=("model", "data", "pairs"))
 
 
 def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -92,7 +108,7 @@ def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel,
     head: dict[str, Any] = dict(kind.fields)
     if task.label_names is None:
         one = task.kind == "regression" and len(names) == 1
-        same = one or any(name.endswith(f"For{kind.head}") for name in before.architectures or ())
+        same = one or any(name.endswith(kind.head) for name in before.architectures or ())
     else:
         same = task.take_order(names)
         head["id2label"] = dict(enumerate(task.label_names))
@@ -100,7 +116,7 @@ def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel,
     config = AutoConfig.from_pretrained(model.checkpoint, **source, **head, **model.overrides())
     config.metric = next(iter(task.metrics), None)  # what judges it; transformers has no field for that
     attention = model.attn_implementation
-    auto_class = getattr(transformers, f"AutoModelFor{kind.head}")
+    auto_class = getattr(transformers, f"AutoModel{kind.head}")
     if model.random_weights:
         trusted = {"trust_remote_code": model.trust_remote_code, "attn_implementation": attention}
         return auto_class.from_config(config, **trusted), tokenizer
@@ -169,20 +185,15 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     recipe = read_recipe(recipe_path, overrides)
     data: TaskData = recipe.build("data")
     run = open_run("finetune", recipe.values("training").get("output_dir"), recipe.raw, resume)
-    arguments: TrainingArguments = recipe.build("training")
+    arguments = pairs.training_arguments(recipe) if data.of_vectors else recipe.build("training")
+    settle_best(arguments, recipe.values("training"))
 
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="preparing the task"):
-        task, model, tokenizer, splits = prepare(data, recipe.build("model"), arguments)
+        task, model, tokenizer, splits = prepare(data, recipe.build("model"), recipe.build("pairs"), arguments)
     check_rows(**splits)
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
-        data_collator=KINDS[task.kind].collator(tokenizer),
-        processing_class=tokenizer,
-    )
+    complete = partial(pairs.complete, model.max_seq_length) if data.of_vectors else lambda _: None
+    trainer = build_trainer(task, model, tokenizer, splits, recipe.build("pairs"), arguments)
 
     judge = partial(_judged_by, trainer, task, splits)
     begin_run(run)
@@ -192,7 +203,7 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
     for split in splits:
         if split.startswith("test"):
             measured |= trainer.evaluate(judge(split), metric_key_prefix=split)
-    save_final(trainer, run.folder)
+    save_final(trainer, run.folder, complete)
     if trainer.is_world_process_zero():
         with writing(run.folder):
             content = report(run, trainer, task, {**trained, **measured})
@@ -201,28 +212,73 @@ def finetune(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
 
 
 def prepare(
-    data: TaskData, section: FinetuneModel, arguments: TrainingArguments
-) -> tuple[LoadedTask, PreTrainedModel, PreTrainedTokenizerBase, dict[str, Dataset]]:
-    """The task, the model with its head and its tokenizer, and the splits as it reads them."""
+    data: TaskData, section: FinetuneModel, pairing: pairs.Pairs, arguments: TrainingArguments
+) -> tuple[LoadedTask, Any, PreTrainedTokenizerBase, dict[str, Dataset]]:
+    """The task, the model with its head, or the sentence encoder, its tokenizer, and the splits as it reads them."""
     task = load_task(data)
-    _check(task, arguments)
-    with loading(section.checkpoint):
-        model, tokenizer = load_model(section, task)
-    limit = getattr(model.config, "max_position_embeddings", None)
+    _check(task, section, arguments)
+    pairing = pairing.for_kind(task.kind)
+    if task.kind in OF_VECTORS:
+        model: Any = pairs.load_encoder(
+            section.checkpoint,
+            pairing,
+            section.overrides(),
+            section.attn_implementation,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+        )
+        model[0].config.metric = task.metrics[0]
+        tokenizer, usual, limit = model.tokenizer, model.max_seq_length, positions_of(model)
+    else:
+        with loading(section.checkpoint):
+            model, tokenizer = load_model(section, task)
+        usual = limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and data.max_length is not None and data.max_length > limit:
         raise ValueError(
             f"data.max_length={data.max_length} is longer than the checkpoint reads "
             f"(max_position_embeddings={limit}). Lower it, or resize the checkpoint's positions first."
         )
-    max_length = data.max_length or min(filter(None, (task.max_length, limit)), default=None)
+    max_length = data.max_length or min(filter(None, (task.max_length, usual)), default=None)
     splits = tokenize_task(task, tokenizer, max_length)
     if told := truncation(task.counts):
         logger.warning("%s", told)
-    return task, model, tokenizer, splits
+    return task, model, tokenizer, pairs.in_order(splits) if task.kind in OF_VECTORS else splits
+
+
+def build_trainer(
+    task: LoadedTask,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Mapping[str, Dataset],
+    pairing: pairs.Pairs,
+    arguments: TrainingArguments,
+) -> Trainer:
+    """Trainer, or sentence-transformers' for a sentence encoder."""
+    collator = KINDS[task.kind].collator
+    if collator is None:
+        return pairs.build_trainer(model, arguments, task, splits, pairing.for_kind(task.kind))
+    return Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        data_collator=collator(tokenizer),
+        processing_class=tokenizer,
+    )
+
+
+def settle_best(arguments: TrainingArguments, given: Mapping[str, Any]) -> None:
+    """Of an error the lowest is the best, unless the recipe says otherwise. Trainer knows that of losses alone."""
+    judge = (arguments.metric_for_best_model or "").removeprefix("eval_")
+    if judge in ERRORS and given.get("greater_is_better") is None:
+        arguments.greater_is_better = False
 
 
 def _judged_by(trainer: Trainer, task: LoadedTask, splits: Mapping[str, Dataset], split: str) -> Dataset:
     """The rows of a split, by which the trainer judges from now on."""
+    if task.kind in OF_VECTORS:
+        trainer.evaluator = pairs.judge(task, splits[split], trainer.args.per_device_eval_batch_size)
+        return splits[split]
     asked = task.kind == "question-answering"
     rows = concatenate_datasets([task.splits[split], splits[split]], axis=1) if asked else None
     names = task.label_names or ()
@@ -230,8 +286,13 @@ def _judged_by(trainer: Trainer, task: LoadedTask, splits: Mapping[str, Dataset]
     return splits[split]
 
 
-def _check(task: LoadedTask, arguments: TrainingArguments) -> None:
-    """Raise a ValueError for what would fail, or be wrong, after the training."""
+def _check(task: LoadedTask, section: FinetuneModel, arguments: TrainingArguments) -> None:
+    """Raise a ValueError for what would have no effect, or would fail, or be wrong, after the training."""
+    if task.kind in OF_VECTORS and (useless := section.of_classifiers()):
+        raise ValueError(
+            f"model.{', model.'.join(useless)} would have no effect with data.kind={task.kind}, which trains the "
+            "checkpoint's own weights and no classifier. Leave it out."
+        )
     if {*SEQEVAL} & {*task.metrics} and task.kind == "token-classification" and not importlib.util.find_spec("seqeval"):
         raise ValueError(
             "entities are counted by seqeval: pip install 'linformer_hf[tagging]', or set metrics: [accuracy]."
@@ -280,7 +341,8 @@ def report(run: Run, trainer: Trainer, task: LoadedTask, measured: dict[str, flo
     )
     start = "random weights" if run.recipe["model"].get("random_weights") else "pretrained weights"
     title = f"{task.name}, from {start}"
-    content["card"] = card(content, title, KINDS[task.kind])
+    head = sentence_head.read(run.folder) if task.kind in OF_VECTORS else None
+    content["card"] = card(content, title, KINDS[task.kind]) | ({"sentence": head.facts} if head else {})
     write_results(run, content, title)
     return content
 
@@ -308,7 +370,7 @@ def card(content: dict[str, Any], title: str, kind: Kind) -> dict[str, Any]:
             "It has learned this task from these rows and no other. It has not been tested for bias or safety; do not "
             "use it for decisions about people."
         ),
-        auto_class=f"AutoModelFor{kind.head}",
+        auto_class=f"AutoModel{kind.head}",
         pipeline_tag=kind.pipeline_tag,
         evaluated=evaluated,
         **metadata_of(content["recipe"]),

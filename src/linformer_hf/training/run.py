@@ -77,7 +77,7 @@ def open_run(verb: str, output_dir: str | None, recipe: Mapping[str, Any], resum
         if (folder / RECIPE_FILE).exists():
             way_out = "Delete it, and --resume goes on without comparing the recipes."
             before = read_json(folder / RECIPE_FILE, way_out)
-            for section in ("model", "data", "distillation"):
+            for section in ("model", "data", "distillation", "pairs"):
                 then, now = ({**(said.get(section) or {}), "cache_dir": None} for said in (before, recipe))
                 if then != now:  # but for where the cache is: it may be another machine's
                     raise ValueError(
