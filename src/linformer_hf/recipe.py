@@ -22,6 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
+from .utils.files import record
 from .utils.places import ACCESS_TOKEN
 
 
@@ -142,6 +143,12 @@ def _read(path: Path, sections: Mapping[str, Any]) -> dict[str, Any]:
         if section not in sections:
             raise RecipeError(f"{path}: unknown section {section!r}. {_nearest(str(section), sections)}")
     return content
+
+
+def same_recipe(found: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
+    """Whether a results file's recipe says what is asked. Empty sections say nothing: earlier versions had fewer."""
+    kept, wanted = ({name: said for name, said in each.items() if said} for each in (found or {}, record(asked)))
+    return kept == wanted
 
 
 def _override(raw: dict[str, Any], override: str, sections: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from linformer_hf.data.documents import PretrainingData
-from linformer_hf.recipe import RecipeError, check_type, describe, fields_of, load_recipe
+from linformer_hf.recipe import RecipeError, check_type, describe, fields_of, load_recipe, same_recipe
 from linformer_hf.training.pretrain import ModelSection
 
 
@@ -269,6 +269,15 @@ def test_the_real_sections_refuse_in_their_own_words(load):
         recipe.build("training", output_dir="x")
     message = refused(load, "data: {sources: [{kind: file, path: x}]}", sections=sections)
     assert message.startswith("data.sources[0].kind must be one of hub, files, demo, got the text 'file'.")
+
+
+def test_a_recipe_is_the_same_whatever_empty_sections_it_has():
+    """Else each new section makes all finished cells of a comparison another recipe's."""
+    asked = {"model": {"checkpoint": "a"}, "card": {}, "pairs": {}, "stages": []}
+    assert same_recipe({"model": {"checkpoint": "a"}}, asked)
+    assert not same_recipe({"model": {"checkpoint": "a"}, "pairs": {"scale": 20.0}}, asked)
+    assert not same_recipe({"model": {"checkpoint": "b"}}, asked)
+    assert not same_recipe(None, asked)
 
 
 def test_an_access_token_is_not_taken_into_a_folder_that_may_be_published(load):

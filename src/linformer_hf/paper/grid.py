@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..recipe import Recipe
-from ..utils.files import RECIPE_FILE, RESULTS_FILE, read_json, record
+from ..recipe import Recipe, same_recipe
+from ..utils.files import RECIPE_FILE, RESULTS_FILE, read_json
 from ..utils.processes import PARENT, Children, sigterm_raises
 from ..utils.reporting import markdown_table
 from ..utils.runs import Run
@@ -107,7 +107,7 @@ class Cell:
             return None
         content = read_json(path, f"Delete {self.folder}, and the same command makes it again.")
         overrides = [*self.overrides, f"training.output_dir={self.folder}"]
-        if content.get("recipe") != record(self.read(self.recipe, overrides).raw):
+        if not same_recipe(content.get("recipe"), self.read(self.recipe, overrides).raw):
             raise ValueError(
                 f"{self.folder} holds a run of another recipe. Choose another output_dir, or delete that run."
             )

@@ -19,8 +19,8 @@ from ..benchmark import benchmark
 from ..configuration_linformer import LinformerConfig
 from ..conversion.convert import convert
 from ..modeling_linformer import LinformerModel
-from ..recipe import Recipe, RecipeError, load_recipe
-from ..utils.files import RESULTS_FILE, read_json, record
+from ..recipe import Recipe, RecipeError, load_recipe, same_recipe
+from ..utils.files import RESULTS_FILE, read_json
 from ..utils.runs import Run
 from ..utils.timing import longest_chain
 from . import compare, spectrum, sweep, theory
@@ -165,7 +165,7 @@ def collect(step: Step) -> None:
         return
     content = read_json(path, f"Delete {step.folder}, and it is made again.", ("recipe",))
     read, _ = VERBS[step.verb]
-    if content["recipe"] != record(read(step.recipe).raw):
+    if not same_recipe(content["recipe"], read(step.recipe).raw):
         raise ValueError(
             f"{step.folder} holds results of another recipe than {step.recipe}: delete it or move it away."
         )
