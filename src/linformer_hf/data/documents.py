@@ -12,7 +12,7 @@ from . import demo_texts, tables
 from .cache import checksum
 
 
-FORMAT = 4  # raise it when the content of prepared folders changes: old ones are then not found any more
+FORMAT = 5  # raise it when the content of prepared folders changes: old ones are then not found any more
 
 
 @dataclass
@@ -78,7 +78,7 @@ class PretrainingData:
         max_documents: stop after so many documents of each source.
         streaming: read, tokenise and pack while training, pass after pass in one order, with no prepared copy.
         cache_dir: where prepared corpora lie (default: $LINFORMER_HF_CACHE, else ~/.cache/linformer_hf).
-        num_proc: processes for tokenising.
+        num_proc: processes that tokenise and pack more than 10,000 documents (default: as many as there are cores).
         seed: of masking and of interleaving.
     """
 
