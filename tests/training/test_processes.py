@@ -147,8 +147,14 @@ def test_every_row_is_seen_once_in_an_epoch(recipe, place, two):
 
 
 def test_a_stream_is_shared_as_one_process_reads_it(recipe, one, tmp_path):
-    """Pass after pass: its rows are fewer than those of the steps."""
-    stream = ["data.streaming=true", f"data.tokenizer={one}", "data.validation_documents=2", "data.max_documents=5"]
+    """Pass after pass: its rows are fewer than those of the steps, and one of the readers has fewer than the other."""
+    stream = [
+        "data.streaming=true",
+        f"data.tokenizer={one}",
+        "data.validation_documents=2",
+        "data.max_documents=5",
+        "data.readers=2",
+    ]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert cli.main(["pretrain", recipe, *stream, f"training.output_dir={alone}"]) == 0
     succeeded(SCRIPTS / "pretrain.py", shared, recipe, *stream)

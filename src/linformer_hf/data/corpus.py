@@ -65,23 +65,35 @@ PART_DOCUMENTS = 10_000  # another number gives other rows: raise FORMAT with it
 
 @dataclass
 class StreamedRows:
-    """Rows of a stream of tokenised documents, from the beginning in each `iter`, also in a DataLoader's worker."""
+    """Rows of a stream of documents but the first `skipped`, from the beginning in each `iter`, and in a worker too."""
 
-    tokens: IterableDataset
+    documents: IterableDataset
+    skipped: int
     data: PretrainingData
     length: int
     tokenizer: PreTrainedTokenizerBase
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        # Not iter(tokens): in a worker that is a share of the files, and nothing where there are fewer than workers.
-        batches = self.tokens.iter(16)
-        documents = (
-            {"ids": ids, "lengths": lengths}
-            for batch in batches
-            for ids, lengths in zip(batch["ids"], batch["lengths"], strict=True)
-        )
-        for row in _rows(documents, self.data, self.length, self.tokenizer, Packed()):
+        return self.share(0, 1)
+
+    def share(self, number: int, of: int) -> Iterator[dict[str, list[int]]]:
+        """Rows of every `of`-th document from the `number`-th on: the others are read, and not tokenised."""
+        texts = itertools.islice(_texts(self.documents), self.skipped + number, None, of)
+        for row in _rows(_tokens(texts, self.tokenizer), self.data, self.length, self.tokenizer, Packed()):
             yield {"input_ids": row}
+
+
+def _texts(documents: IterableDataset) -> Iterator[str]:
+    # Not iter(documents): in a worker that is a share of the files, and nothing where there are fewer than workers.
+    return (text for batch in documents.iter(64) for text in batch["text"])
+
+
+def _tokens(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, list[int]]]:
+    """Tokenised documents as they are needed."""
+    while batch := list(itertools.islice(texts, 16)):
+        tokens = _tokenize({"text": batch}, tokenizer)
+        for ids, lengths in zip(tokens["ids"], tokens["lengths"], strict=True):
+            yield {"ids": ids, "lengths": lengths}
 
 
 @dataclass
@@ -359,24 +371,25 @@ def _stream(data: PretrainingData, length: int) -> PreparedCorpus:
     else:
         documents = datasets.interleave_datasets(parts, shares(data), seed=data.seed)
     tokenizer = load_tokenizer(data.tokenizer or "")
-    tokens = documents.map(
-        _tokenize,
-        batched=True,
-        batch_size=16,
-        remove_columns=["name", "text", "source", "held_out"],
-        fn_kwargs={"tokenizer": tokenizer},
-    )
-    packed = Packed()
-    rows = list(_rows(tokens.take(data.validation_documents), data, length, tokenizer, packed))
+    packed, held = Packed(), data.validation_documents
+    rows = list(_rows(_tokens(itertools.islice(_texts(documents), held), tokenizer), data, length, tokenizer, packed))
     if not packed.tokens:
-        raise ValueError(f"{_titles(data)}: the first {data.validation_documents} documents hold no text.")
-    train = StreamedRows(tokens.skip(data.validation_documents), data, length, tokenizer)
+        raise ValueError(f"{_titles(data)}: the first {held} documents hold no text.")
+    train = StreamedRows(documents, held, data, length, tokenizer)
     first = [row["input_ids"] for row in itertools.islice(train, 2000)]
     head = Dataset.from_dict({"input_ids": first}, features=_ROW_FEATURES)
     if not len(head):
         raise ValueError(
             f"{_titles(data)} holds no document beyond the first {data.validation_documents}, which are held out: "
             "lower data.validation_documents."
+        )
+    readers = data.readers or 1
+    left = len(list(itertools.islice(_texts(documents), held, held + readers)))
+    if left < readers:
+        raise ValueError(
+            f"{_titles(data)} holds {left} documents beyond the first {held}, which are held out, and "
+            f"{readers} readers need one each: lower data.readers (or the processes and data loaders' workers), or "
+            "prepare the corpus (data.streaming=false)."
         )
     return PreparedCorpus(
         train=train,

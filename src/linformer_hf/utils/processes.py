@@ -92,7 +92,7 @@ def check_count(expected: int | None, verb: str) -> None:
 
     `accelerate launch --cpu --num_processes 2` starts one process without a word.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = processes()
     if expected is not None and expected < 1:
         raise ValueError(f"{COUNT} needs the number of processes, such as {COUNT} 2.")
     if expected not in (None, started):
@@ -265,6 +265,11 @@ def _end(processes: Sequence[Child]) -> None:
         for process in processes:
             if process.poll() is None:
                 process.kill()
+
+
+def processes() -> int:
+    """How many a launcher has started, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
