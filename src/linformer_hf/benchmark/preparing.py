@@ -26,7 +26,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..data.corpus import StreamedRows, prepare
-from ..data.documents import PretrainingData, Source, documents_from, load_rows
+from ..data.documents import PretrainingData, Source, documents_from, load_rows, read_documents
 from ..data.tokenizer import load_tokenizer, train_tokenizer
 from ..utils.environment import processor
 from ..utils.files import RESULTS_FILE
@@ -70,22 +70,24 @@ def write_corpus(folder: Path, count: int) -> None:
         Dataset.from_dict({"text": texts}).to_parquet(folder / f"{number:05}.parquet")
 
 
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    found.add_argument("folder", type=Path, help="to write results.json and tables.md to")
+    found.add_argument("--documents", type=int, nargs="+", default=[10_000, 50_000, 200_000], help="memory is of these")
+    found.add_argument("--timed", type=int, default=12_000, help="documents of which time is measured")
+    found.add_argument("--repeats", type=int, default=3, help="of the times")
+    found.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="of the runs for memory")
+    found.add_argument("--work", type=Path, help="where the made corpora lie meanwhile (default: the system's place)")
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Measure as the command line says; the folder."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("folder", type=Path, help="to write results.json and tables.md to")
-    parser.add_argument(
-        "--documents", type=int, nargs="+", default=[10_000, 50_000, 200_000], help="memory is of these"
-    )
-    parser.add_argument("--timed", type=int, default=12_000, help="documents of which time is measured")
-    parser.add_argument("--repeats", type=int, default=3, help="of the times")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="of the runs for memory")
-    parser.add_argument("--work", type=Path, help="where the made corpora lie meanwhile (default: the system's place)")
-    asked = parser.parse_args(arguments)
+    asked = parser().parse_args(arguments)
     if (asked.folder / RESULTS_FILE).exists():
-        parser.error(f"{asked.folder} holds a finished measurement ({RESULTS_FILE}); name another folder.")
+        parser().error(f"{asked.folder} holds a finished measurement ({RESULTS_FILE}); name another folder.")
     if min(*asked.documents, asked.timed) < 100 or min(asked.repeats, asked.processes) < 1:
-        parser.error("--documents and --timed must be at least 100, --repeats and --processes at least 1.")
+        parser().error("--documents and --timed must be at least 100, --repeats and --processes at least 1.")
     options = {name: value for name, value in vars(asked).items() if name not in ("folder", "work")}
     run = Run("preparing", {"preparing": options}, asked.folder)
     with tempfile.TemporaryDirectory(dir=asked.work) as work:
@@ -192,9 +194,14 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def _prepare(source: Source, of: int, **given: Any) -> dict[str, int]:
-    counts = prepare(PretrainingData([source], **given), ROW).counts["rows"]
-    return {"tokens": sum(split["tokens"] for split in counts.values()), "rows": counts["train"]["rows"]}
+def _prepare(source: Source, of: int, **given: Any) -> dict[str, Any]:
+    """`read_s` is the wall time of what one process does before the others begin: `prepare` finds it done."""
+    data, begun = PretrainingData([source], **given), time.perf_counter()
+    read_documents(data)
+    reading = time.perf_counter() - begun
+    counts = prepare(data, ROW).counts["rows"]
+    tokens = sum(split["tokens"] for split in counts.values())
+    return {"tokens": tokens, "rows": counts["train"]["rows"], "read_s": reading}
 
 
 def _map(source: Source, tokenizer: str, rows: Dataset, **given: Any) -> dict[str, int]:
@@ -252,10 +259,21 @@ def tables(content: dict[str, Any]) -> str:
     mib = [
         [f"{row['documents']:,}", f"{row['tokens']:,}"]
         + [f"{row[name] / 2**20:,.0f}" for name in ("anonymous_bytes", "resident_bytes", "written_bytes")]
-        + [f"{row['wall_s']:,.0f}", f"{row['cpu_s']:,.0f}", f"{row['tokens'] / row['wall_s']:,.0f}"]
+        + [f"{row['wall_s']:,.0f}", f"{row['read_s']:,.0f}", f"{row['cpu_s']:,.0f}"]
+        + [f"{row['tokens'] / row['wall_s']:,.0f}"]
         for row in content["memory"]
     ]
-    head = ["documents", "tokens", "allocated, MiB", "and mapped files", "on disk", "wall s", "CPU s", "tokens / s"]
+    head = [
+        "documents",
+        "tokens",
+        "allocated, MiB",
+        "and mapped files",
+        "on disk",
+        "wall s",
+        "reading",
+        "CPU s",
+        "tokens / s",
+    ]
     blocks += [
         f"Peak memory of all processes together, {asked['processes']} of which tokenise:",
         markdown_table(head, mib),

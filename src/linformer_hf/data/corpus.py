@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -304,7 +305,8 @@ def _rows_folder(folder: Path, data: PretrainingData, length: int) -> Path:
 
 
 def _processes(data: PretrainingData) -> int:
-    return data.num_proc or len(os.sched_getaffinity(0))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return data.num_proc or usable or 1
 
 
 def count_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
@@ -324,7 +326,8 @@ def _rows(
     packed: Packed,
 ) -> Iterator[list[int]]:
     sentences = (split_tokens(document["ids"], document["lengths"]) for document in documents)
-    total = len(documents) if isinstance(documents, Dataset) else None
+    shown = multiprocessing.parent_process() is None  # a process that packs a part has no bar of its own
+    total = len(documents) if shown and isinstance(documents, Dataset) else None  # nor has a stream an end
     progress = tqdm(sentences, total=total, desc=f"packing rows of {length}", unit="doc", disable=total is None)
     return pack(progress, data.packing, length, tokenizer.cls_token_id, tokenizer.sep_token_id, packed)
 
