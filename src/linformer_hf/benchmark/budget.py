@@ -8,6 +8,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -119,8 +120,8 @@ def budget(preparing: dict[str, Any], gpu: dict[str, Any]) -> str:
     blocks.append(markdown_table(head, lines))
     done = STEPS * ROWS * N
     seconds = CORPUS / rate(preparing, "prepare")
-    largest = preparing["memory"][-1]
-    alone = largest["read_s"] / largest["tokens"] * CORPUS  # reading, in one process
+    read = median(row["read_s"] for row in preparing["times"]["prepare"] if "read_s" in row)
+    alone = read / preparing["times"]["prepare"][0]["tokens"] * CORPUS
     lines = [
         ["preparing once, core hours", f"{seconds / 3600:.1f}"],
         ["of which one process reads the documents first, hours", f"{alone / 3600:.1f}"],

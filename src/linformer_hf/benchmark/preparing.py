@@ -256,6 +256,12 @@ def tables(content: dict[str, Any]) -> str:
         f"{asked['timed']:,} made documents of {tokens:,} tokens, {asked['repeats']} repeats in turn, median (range):",
         markdown_table(head, rows),
     ]
+    if content["memory"]:
+        blocks += memory_table(content)
+    return "\n\n".join(blocks)
+
+
+def memory_table(content: dict[str, Any]) -> list[str]:
     mib = [
         [f"{row['documents']:,}", f"{row['tokens']:,}"]
         + [f"{row[name] / 2**20:,.0f}" for name in ("anonymous_bytes", "resident_bytes", "written_bytes")]
@@ -274,11 +280,10 @@ def tables(content: dict[str, Any]) -> str:
         "CPU s",
         "tokens / s",
     ]
-    blocks += [
-        f"Peak memory of all processes together, {asked['processes']} of which tokenise:",
+    return [
+        f"Peak memory of all processes together, {content['recipe']['preparing']['processes']} of which tokenise:",
         markdown_table(head, mib),
     ]
-    return "\n\n".join(blocks)
 
 
 if __name__ == "__main__":
