@@ -104,7 +104,7 @@ def test_commands_are_what_the_programs_take(words, tmp_path, monkeypatch):
     elif program == "pip":
         extras = {extra for word in arguments for group in re.findall(r"\[(.*)\]", word) for extra in group.split(",")}
         assert extras <= set(setup_cfg()["options.extras_require"])
-    elif arguments[0] == "scripts/preparing.py":
+    elif arguments[:1] == ["scripts/preparing.py"]:
         preparing.parser().parse_args(arguments[1:])
     elif arguments[:2] == ["-m", "linformer_hf.benchmark.budget"]:
         assert all((ROOT / folder / "results.json").exists() for folder in arguments[2:])
