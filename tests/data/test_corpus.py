@@ -379,6 +379,95 @@ def test_a_preparation_that_fails_leaves_nothing_half_done(texts, settings, tmp_
     assert len(prepare(settings(files(texts)), LENGTH).train)  # and the next one succeeds
 
 
+@pytest.fixture
+def parts(monkeypatch):
+    """Parts of 5 documents: 3 of the 12. What is done is noted in a file, for processes of their own do it."""
+
+    def notes(file: Path, fail_at: int = 99) -> None:
+        whole, pack = corpus_module._write_tokens, corpus_module._pack_into
+
+        def note(line: str) -> None:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(f"{line}\n")
+            if file.read_text(encoding="utf-8").count("\n") == fail_at:
+                os.kill(os.getpid(), 9)
+
+        def write_tokens(documents, *arguments):
+            note(f"tokenised from {documents[0]['name'].rpartition(':')[2]}")
+            whole(documents, *arguments)
+
+        def pack_into(folder, split, *arguments):
+            if split == "train":
+                note(f"packed {folder.name.split('.')[1]}")
+            return pack(folder, split, *arguments)
+
+        monkeypatch.setattr(corpus_module, "_write_tokens", write_tokens)
+        monkeypatch.setattr(corpus_module, "_pack_into", pack_into)
+
+    monkeypatch.setattr(corpus_module, "PART_DOCUMENTS", 5)
+    yield notes
+    monkeypatch.undo()
+
+
+def rows_of(prepared) -> list[list[int]]:
+    return [*prepared.train["input_ids"], *prepared.validation["input_ids"]]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_corpus_in_parts_is_that_of_one_but_for_its_parts_last_rows(texts, settings, tmp_path, parts, processes):
+    apart = prepare(settings(files(texts), packing="contiguous", num_proc=processes), LENGTH)
+    assert len(list((apart.folder / "parts").iterdir())) == 3
+    corpus_module.PART_DOCUMENTS = 10_000
+    whole = prepare(settings(files(texts), packing="contiguous", cache_dir=str(tmp_path / "one")), LENGTH)
+    special = set(whole.tokenizer.all_special_ids)
+    streams = [[token for row in rows_of(each) for token in row if token not in special] for each in (apart, whole)]
+    assert streams[0] == streams[1]
+    assert 0 <= len(apart.train) - len(whole.train) <= 2
+    assert apart.token_counts.tolist() == whole.token_counts.tolist()
+    assert {**apart.counts, "folder": 0, "rows": 0} == {**whole.counts, "folder": 0, "rows": 0}
+    for split in ("train", "validation"):
+        assert apart.counts["rows"][split]["tokens"] == whole.counts["rows"][split]["tokens"]
+    assert not list((tmp_path / "cache").rglob(".*"))
+
+
+@pytest.mark.parametrize("stage", [2, 5])  # the third part, and the second of the rows
+def test_what_a_kill_leaves_finished_is_not_done_again(texts, settings, tmp_path, parts, stage):
+    done = [f"tokenised from {start}" for start in (0, 5, 10)] + [f"packed {part:05}" for part in range(3)]
+    data, notes = settings(files(texts), num_proc=1), tmp_path / "notes"
+    parts(notes, fail_at=stage)
+    message = refused(ChildProcessError, prepare, data, LENGTH)
+    assert "status -9" in message
+    assert "give the same command again" in message
+    assert notes.read_text(encoding="utf-8").splitlines() == done[:stage]
+    assert not list((tmp_path / "cache").rglob(f".*.{os.uname().nodename}.*"))
+    trainings = []
+    train = corpus_module.train_tokenizer
+    corpus_module.train_tokenizer = lambda *given: trainings.append(1) or train(*given)
+    try:
+        resumed = prepare(data, LENGTH)
+    finally:
+        corpus_module.train_tokenizer = train
+    assert notes.read_text(encoding="utf-8").splitlines() == [*done[:stage], *done[stage - 1 :]]
+    assert not trainings
+    fresh = prepare(settings(files(texts), cache_dir=str(tmp_path / "other"), num_proc=2), LENGTH)
+    assert rows_of(resumed) == rows_of(fresh)
+    assert not list((tmp_path / "cache").rglob(".*"))
+
+
+def test_a_finished_part_that_is_damaged_is_made_again(texts, settings, tmp_path, parts):
+    data, notes = settings(files(texts), num_proc=1), tmp_path / "notes"
+    parts(notes, fail_at=3)
+    refused(ChildProcessError, prepare, data, LENGTH)
+    (file,) = (tmp_path / "cache").glob(".corpus-*.parts/00001/train.arrow")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    resumed = prepare(data, LENGTH)
+    assert notes.read_text(encoding="utf-8").split("\n")[3:5] == ["tokenised from 5", "tokenised from 10"]
+    fresh = prepare(settings(files(texts), cache_dir=str(tmp_path / "other")), LENGTH)
+    assert rows_of(resumed) == rows_of(fresh)
+
+
 def numbered_rows(tmp_path: Path, count: int, name: str = "rows", text: str = "row {}.") -> Path:
     path = tmp_path / f"{name}.jsonl"
     lines = [json.dumps({"text": text.format(i), "title": f"title {i}", "number": i}) for i in range(count)]

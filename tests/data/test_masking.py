@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from accelerate.data_loader import IterableDatasetShard
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
@@ -104,7 +105,7 @@ def test_masks_do_not_depend_on_order_batch_or_the_way_rows_are_fetched(wordpiec
     fetched = [dataset.__getitems__(shuffled[start : start + 7]) for start in range(0, 60, 7)]
     batched = dict(zip(shuffled, [row for batch in fetched for row in batch], strict=True))
     assert {i: (row["input_ids"].tolist(), row["labels"].tolist()) for i, row in batched.items()} == expected
-    stream = enumerate(islice(MaskedStream(few, Masker(wordpiece, 3)), 60))
+    stream = enumerate(islice(MaskedStream(Shared(few), Masker(wordpiece, 3)), 60))
     assert {i: (row["input_ids"].tolist(), row["labels"].tolist()) for i, row in stream} == expected
     collate = pad_collate(wordpiece)
     for workers in (0, 2):
@@ -253,22 +254,67 @@ def test_unigram_baseline_by_hand():
     }
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_goes_on_pass_after_pass_divided_among_workers(wordpiece, rows, workers):
-    few = rows.select(range(51))  # odd: each worker has other rows in each pass
-    loader = DataLoader(MaskedStream(few, Masker(wordpiece, 3)), batch_size=None, num_workers=workers)
-    drawn = [(row["input_ids"].tolist(), row["labels"].tolist()) for row in islice(loader, 102)]
+class Shared:
+    """Rows that readers share one by one; `asked` has the readers of this process."""
+
+    def __init__(self, rows):
+        self.rows, self.asked = rows, set()
+
+    def share(self, number, of):
+        self.asked.add(number)
+        return iter(self.rows.select(range(number, len(self.rows), of)))
+
+
+def drawn_by(rows, masker, readers: int, processes: int, workers: int, batch: int, batches: int):
+    """process -> batch -> row: (ids, labels), as accelerate deals a stream out."""
+    found = []
+    for process in range(processes):
+        stream = MaskedStream(rows, masker, readers, process, processes, batch)
+        if processes > 1:
+            stream = IterableDatasetShard(stream, batch, num_processes=processes, process_index=process)
+        loader = DataLoader(stream, batch_size=batch, num_workers=workers, collate_fn=list)
+        found.append(
+            [[(row["input_ids"].tolist(), row["labels"].tolist()) for row in b] for b in islice(loader, batches)]
+        )
+    return found
+
+
+def test_a_stream_is_read_in_order_pass_after_pass(wordpiece, rows):
+    few = rows.select(range(51))
+    ((*batches,),) = drawn_by(Shared(few), Masker(wordpiece, 3), 1, 1, 0, 6, 17)
     dataset = MaskedDataset(few, Masker(wordpiece, 3))
     passes = []
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
-        passes.append(list(masked(dataset).values()))
-    assert drawn == passes[0] + passes[1]
+        passes += masked(dataset).values()
+    assert [row for batch in batches for row in batch] == passes
 
 
-def test_a_stream_without_rows_has_an_end(wordpiece):
-    with pytest.raises(ValueError, match="the stream holds no rows"):
-        next(iter(MaskedStream([], Masker(wordpiece, 3))))
+@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (3, 0), (6, 0), (2, 1), (1, 2), (3, 2)])
+def test_a_stream_is_dealt_out_to_processes_and_workers(wordpiece, rows, processes, workers):
+    """51 rows for 6 readers: three have a row less than the others, and begin their second pass before them."""
+    few, masker, readers, step = rows.select(range(51)), Masker(wordpiece, 3), 6, 12
+    ((*alone,),) = drawn_by(Shared(few), masker, readers, 1, 0, step, 9)
+    batch, accumulated = (step // processes // max(1, workers)), max(1, workers)
+    found = drawn_by(Shared(few), masker, readers, processes, workers, batch, 9 * accumulated)
+    for number, wanted in enumerate(alone):  # as many steps for each, with the rows of one process
+        taken = [own[number * accumulated : (number + 1) * accumulated] for own in found]
+        assert sorted(row for own in taken for batch in own for row in batch) == sorted(wanted)
+    seen = [row for own in found for batch in own for row in batch]
+    once = masked(MaskedDataset(few, masker)).values()
+    assert [seen.count(row) for row in once] == [1] * 51
+
+
+def test_a_process_reads_the_documents_of_its_own_readers_only(wordpiece, rows):
+    for process in range(3):
+        shared = Shared(rows.select(range(20)))
+        list(islice(MaskedStream(shared, Masker(wordpiece, 3), 6, process, 3, 4), 60))
+        assert shared.asked == {process, process + 3}
+
+
+def test_a_stream_without_rows_for_a_reader_has_an_end(wordpiece, rows):
+    with pytest.raises(ValueError, match=r"the stream holds no rows for reader 2 of 3.*Set data.readers"):
+        list(islice(MaskedStream(Shared(rows.select(range(2))), Masker(wordpiece, 3), 3), 60))
 
 
 def test_collator_pads_labels_with_what_the_loss_ignores(wordpiece):

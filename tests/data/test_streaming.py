@@ -16,10 +16,10 @@ Row = tuple[list[int], list[int]]  # ids and labels
 
 ROWS = 7  # in a step: so that neither pass nor source ends with a step
 VARIANTS = {
-    "one after the other": ([None, None], "full_sentences", 0),
-    "interleaved": ([2.0, 1.0, 1.0], "contiguous", 0),
-    "two workers": ([2.0, 1.0, 1.0], "full_sentences", 2),
-    "whole documents": ([None, None, None], "document", 2),
+    "one after the other": ([None, None], "full_sentences", 0, None),
+    "three readers": ([2.0, 1.0, 1.0], "contiguous", 0, 3),
+    "two workers": ([2.0, 1.0, 1.0], "full_sentences", 2, None),
+    "whole documents": ([None, None, None], "document", 2, 4),
 }
 
 
@@ -35,11 +35,12 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", params=VARIANTS)
 def recipe(request, texts, tiny_source, place) -> tuple[str, int, int]:
     """A recipe, how many rows its sources hold, and the workers that read them."""
-    weights, packing, workers = VARIANTS[request.param]
+    weights, packing, workers, readers = VARIANTS[request.param]
     parts = ["0*.txt", "1*.txt", "0[5-9].txt"][: len(weights)]
     sources = [{"kind": "files", "path": f"{texts}/{part}"} for part in parts]
     sources = [{**source, "weight": w} if w else source for source, w in zip(sources, weights, strict=True)]
     data = {"sources": sources, "streaming": True, "validation_documents": 2, "packing": packing}
+    data["readers"] = readers
     data["tokenizer"] = str(tiny_source())
     training = {**TRAINING, "logging_steps": 1, "save_steps": 3, "eval_steps": 100, "dataloader_num_workers": workers}
     training |= {"per_device_train_batch_size": ROWS, "max_steps": 1}
@@ -70,15 +71,22 @@ def trained(monkeypatch):
 
 
 def expected(recipe: str, workers: int, steps: int) -> list[list[Row]]:
-    """Step by step: the sources pass after pass, of which worker i of n has every n-th row from the i-th on."""
+    """Step by step: the documents pass after pass, of which worker i of n has every n-th from the i-th on.
+
+    Where there are more readers than workers, each worker has several, and takes a row of each in turn.
+    """
     data = read_recipe(recipe).build("data")
     corpus = prepare(data, N)
-    masker, rows = Masker(corpus.tokenizer, data.seed), [row["input_ids"] for row in corpus.train]
-    count = (steps + workers) * ROWS
-    endless = [masker(rows[i % len(rows)], i // len(rows), i % len(rows)) for i in range(count)]
-    plain = [(ids.tolist(), labels.tolist()) for ids, labels in endless]
-    of = max(1, workers)
-    shares = [plain[worker::of] for worker in range(of)]
+    masker, of = Masker(corpus.tokenizer, data.seed), max(1, workers)
+    readers = data.readers or of
+    endless: list[list[Row]] = []
+    for reader in range(readers):
+        rows, drawn = [row["input_ids"] for row in corpus.train.share(reader, readers)], []
+        for i in range((steps + workers) * ROWS):
+            ids, labels = masker(rows[i % len(rows)], i // len(rows), i % len(rows) * readers + reader)
+            drawn.append((ids.tolist(), labels.tolist()))
+        endless.append(drawn)
+    shares = [[row for rows in zip(*endless[i::of], strict=True) for row in rows] for i in range(of)]
     return [shares[step % of][step // of * ROWS :][:ROWS] for step in range(steps)]
 
 

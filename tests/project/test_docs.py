@@ -17,6 +17,7 @@ from reference import add_noise, tiny_model
 import linformer_hf
 from helpers import PAGES, READERS, ROOT, accept, blocks, commands, path_of, setup_cfg
 from linformer_hf import cli
+from linformer_hf.benchmark import preparing
 from linformer_hf.conversion.convert import convert_model
 from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.hub.export import export
@@ -103,6 +104,10 @@ def test_commands_are_what_the_programs_take(words, tmp_path, monkeypatch):
     elif program == "pip":
         extras = {extra for word in arguments for group in re.findall(r"\[(.*)\]", word) for extra in group.split(",")}
         assert extras <= set(setup_cfg()["options.extras_require"])
+    elif arguments[:1] == ["scripts/preparing.py"]:
+        preparing.parser().parse_args(arguments[1:])
+    elif arguments[:2] == ["-m", "linformer_hf.benchmark.budget"]:
+        assert all((ROOT / folder / "results.json").exists() for folder in arguments[2:])
     elif program == "python":
         assert Path(arguments[0]).name in SCRIPTS
     else:

@@ -130,7 +130,7 @@ def test_twenty_processes_read_one_corpus_whether_or_not_it_is_there(data, writt
 
 
 @pytest.mark.parametrize(
-    "what", ["rows-*/train.arrow", "tokenizer/tokenizer_config.json", "counts.json", "checksums.json"]
+    "what", ["rows-*/parts/00000/train.arrow", "tokenizer/tokenizer_config.json", "counts.json", "checksums.json"]
 )
 def test_twenty_processes_find_the_same_damage(data, written, what):
     """It is put right once; those that waited for it take what the first one made."""
@@ -150,7 +150,7 @@ def test_damaged_documents_are_noticed_when_other_rows_are_packed(data, written)
     folder = prepare(data, LENGTH).folder
     expected = prepare(data, LENGTH // 2).train["input_ids"][:]
     shutil.rmtree(folder / f"rows-full_sentences-{LENGTH // 2}")
-    (path,) = (folder / "train").glob("*.arrow")
+    (path,) = (folder / "parts").glob("*/train.arrow")
     content = bytearray(path.read_bytes())
     content[-len(content) // 3] ^= 1
     path.write_bytes(content)

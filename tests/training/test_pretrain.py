@@ -15,8 +15,10 @@ from linformer_hf.training.pretrain import (
     count_trained,
     keep_predictions,
     masked_accuracy,
+    places,
     plan,
     read_recipe,
+    streamed,
 )
 from linformer_hf.training.run import last_evaluation
 
@@ -94,3 +96,38 @@ def test_stages_come_first_in_folders_of_their_own_and_evaluate_only_where_they_
 def test_a_stage_of_longer_rows_than_the_main_run_is_refused(recipe, tmp_path):
     with pytest.raises(RecipeError, match=r"stages\[1\].sequence_length=16 is longer than the main rows of 12"):
         plan(recipe, tmp_path / "run", 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("auto_find_batch_size", {"auto_find_batch_size": True}),
+        ("accelerator_config.dispatch_batches", {"dispatch_batches": True}),
+        ("accelerator_config.split_batches", {"split_batches": True}),
+    ],
+)
+def test_what_deals_out_a_stream_otherwise_is_refused_for_several_processes(name, change):
+    settings = {key: change.get(key) for key in ("dispatch_batches", "split_batches")}
+    arguments = SimpleNamespace(
+        max_steps=3,
+        world_size=2,
+        process_index=1,
+        train_batch_size=4,
+        dataloader_num_workers=0,
+        auto_find_batch_size="auto_find_batch_size" in change,
+        accelerator_config=SimpleNamespace(**settings),
+    )
+    with pytest.raises(RecipeError, match=rf"training\.{name} does not go together with a stream.*to 2 processes"):
+        streamed(None, None, arguments, 2)
+    for key in ("dispatch_batches", "split_batches"):
+        setattr(arguments.accelerator_config, key, None)
+    arguments.auto_find_batch_size = False
+    dealt = streamed(None, None, arguments, 4)
+    assert (dealt.readers, dealt.process, dealt.processes, dealt.batch) == (4, 1, 2, 4)
+    assert arguments.accelerator_config.dispatch_batches is False
+
+
+def test_each_process_or_its_workers_need_a_reader(monkeypatch):
+    assert [places(training) for training in ({}, {"dataloader_num_workers": 3})] == [1, 3]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert [places(training) for training in ({"dataloader_num_workers": 0}, {"dataloader_num_workers": 3})] == [4, 12]

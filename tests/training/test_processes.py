@@ -4,6 +4,7 @@ torchrun itself, whose start takes twenty seconds of work, starts those of the f
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -17,7 +18,19 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from forks import ended, fork, pair
-from helpers import HALF, MODEL, SCRIPTS, TORCHRUN, TRAINING, results_of, script, tiny_data, tree, write_recipe
+from helpers import (
+    HALF,
+    MODEL,
+    SCRIPTS,
+    TORCHRUN,
+    TRAINING,
+    assert_same_run,
+    results_of,
+    script,
+    tiny_data,
+    tree,
+    write_recipe,
+)
 from linformer_hf import LinformerForMaskedLM, cli
 from linformer_hf.data.corpus import prepare
 from linformer_hf.training.checkpoints import last_whole_checkpoint
@@ -146,28 +159,44 @@ def test_every_row_is_seen_once_in_an_epoch(recipe, place, two):
     assert list(seen[0][0]) != list(seen[1][0])  # another order
 
 
-def test_a_stream_is_shared_as_one_process_reads_it(recipe, one, tmp_path):
-    """Pass after pass: its rows are fewer than those of the steps."""
+STOP = (  # SIGTERM to one process, which all must heed at the same step
+    "import os, signal; from transformers.trainer_callback import DefaultFlowCallback as F; whole = F.on_step_end\n"
+    "def end(self, args, state, control, **named):\n"
+    "    if state.global_step == 6 and os.environ.get('RANK', '0') == '{rank}':\n"
+    "        os.kill(os.getpid(), signal.SIGTERM)\n"
+    "    return whole(self, args, state, control, **named)\n"
+    "F.on_step_end = end"
+)
+
+
+def test_a_stream_is_shared_as_one_process_reads_it(recipe, one, tmp_path, capsys):
+    """Pass after pass: its rows are fewer than those of the steps, and one of the readers has fewer than the other.
+
+    Interrupted in the middle, two go on to the last bit, and one goes on as well, if it has the same readers.
+    """
     stream = ["data.streaming=true", f"data.tokenizer={one}", "data.validation_documents=2", "data.max_documents=5"]
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert cli.main(["pretrain", recipe, *stream, f"training.output_dir={alone}"]) == 0
-    succeeded(SCRIPTS / "pretrain.py", shared, recipe, *stream)
+    alone, shared, stopped, fewer = (tmp_path / name for name in ("alone", "shared", "stopped", "fewer"))
+    assert cli.main(["pretrain", recipe, *stream, "data.readers=2", f"training.output_dir={alone}"]) == 0
+    ran = torchrun(SCRIPTS / "pretrain.py", recipe, *stream, HALF, f"training.output_dir={shared}")
+    assert ran.returncode == 0, ran.stderr[-3000:]
     assert_close(shared, alone)
+    program = tmp_path / "stop.py"
+    program.write_text(script("pretrain", STOP.format(rank=1)), encoding="utf-8")
+    assert both(program, stopped, recipe, *stream)[0] == [143, 143]
+    shutil.copytree(stopped, fewer)
+    succeeded(SCRIPTS / "pretrain.py", stopped, recipe, *stream, "--resume")
+    assert_same_run(stopped, shared)
+    resume = ["pretrain", recipe, *stream, f"training.output_dir={fewer}", "--resume"]
+    assert cli.main(resume) == 2
+    assert "'readers': 2} then" in capsys.readouterr().err
+    assert cli.main([*resume, "data.readers=2"]) == 0
+    assert_close(fewer, alone)
 
 
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_checkpoint_of_one_number_of_processes_resumes_on_another(recipe, one, tmp_path, first):
-    """The first part ends on SIGTERM to one process, which all must heed at the same step."""
-    stop = (
-        "import os, signal; from transformers.trainer_callback import DefaultFlowCallback as F; whole = F.on_step_end\n"
-        "def end(self, args, state, control, **named):\n"
-        f"    if state.global_step == 6 and os.environ.get('RANK', '0') == '{first - 1}':\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return whole(self, args, state, control, **named)\n"
-        "F.on_step_end = end"
-    )
     program = tmp_path / "stop.py"
-    program.write_text(script("pretrain", stop), encoding="utf-8")
+    program.write_text(script("pretrain", STOP.format(rank=first - 1)), encoding="utf-8")
     folder = tmp_path / "run"
     arguments = [recipe, f"training.output_dir={folder}"]
     if first == 2:

@@ -520,6 +520,24 @@ def test_streaming_without_a_number_of_steps_is_refused(capsys, pretraining, pre
     assert "data.streaming has no known length: set training.max_steps." in line
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "data.readers=3",
+            "data.readers=3 cannot be dealt out evenly to 1 processes with 2 data loader's workers each",
+        ),
+        ("data.readers=10", "holds 9 documents beyond the first 3, which are held out, and 10 readers need one each"),
+        ("data.readers=0", "readers are streaming's, and at least 1, got 0"),
+    ],
+)
+def test_readers_that_cannot_be_dealt_out_are_refused(capsys, pretraining, pretrained, tmp_path, override, said):
+    stream = ["data.streaming=true", f"data.tokenizer={pretrained}", "data.validation_documents=3", override]
+    folder = [f"training.output_dir={tmp_path / 'run'}", "training.dataloader_num_workers=2"]
+    assert said in error_line(capsys, "pretrain", pretraining, *folder, *stream)
+    assert not (tmp_path / "run").exists()
+
+
 def broken(pretrained: Path, folder: Path, how: str) -> str:
     """A copy of a checkpoint that cannot be loaded."""
     shutil.copytree(pretrained, folder)

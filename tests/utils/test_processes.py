@@ -13,12 +13,15 @@ from linformer_hf.utils.processes import (
     Children,
     Interrupted,
     check_count,
+    forked,
     handlers,
     is_main_process,
     leave_group,
     lost,
     sigterm_raises,
+    variable,
 )
+from waiting import wait_for
 
 
 def test_an_interruption_names_its_signal_and_is_no_error_that_may_be_handled():
@@ -139,3 +142,47 @@ def test_a_child_whose_parent_is_interrupted_is_ended():
 def test_a_command_is_run_to_its_end():
     program = "import os, sys; sys.exit(3 + (os.environ['A'] == 'b'))"
     assert Children().call([sys.executable, "-I", "-S", "-c", program], env={**os.environ, "A": "b"}) == 4
+
+
+def test_tasks_run_in_processes_of_their_own_a_few_at_a_time(tmp_path):
+    """Each waits for the file of the one that runs beside it, and for those before to be gone."""
+
+    def task(number):
+        def run():
+            (tmp_path / f"{number}.{os.getpid()}").touch()
+            wait_for(lambda: list(tmp_path.glob(f"{number ^ 1}.*")))
+            assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+
+        return run
+
+    ended = []
+    forked([task(number) for number in range(6)], 2, lambda: ended.append(1))
+    assert len(ended) == 6
+    processes = [path.suffix for path in sorted(tmp_path.iterdir())]
+    assert len(set(processes)) == 6
+    assert f".{os.getpid()}" not in processes
+
+
+def test_what_a_task_raises_ends_the_others_and_is_raised(tmp_path):
+    def fail():
+        wait_for((tmp_path / "begun").exists)
+        raise ValueError("row 3 is no text")
+
+    def hang():
+        (tmp_path / "begun").touch()
+        threading.Event().wait()
+
+    with pytest.raises(ValueError, match="row 3 is no text"):
+        forked([hang, fail], 2)
+    with pytest.raises(ChildProcessError, match=r"ended with status -9 .*give the same command again"):
+        forked([lambda: os.kill(os.getpid(), signal.SIGKILL)], 1)
+
+
+def test_an_environment_variable_comes_back(monkeypatch):
+    monkeypatch.delenv("OURS", raising=False)
+    for before in (None, "1"):
+        if before:
+            monkeypatch.setenv("OURS", before)
+        with variable("OURS", "2"):
+            assert os.environ["OURS"] == "2"
+        assert os.environ.get("OURS") == before

@@ -1,4 +1,4 @@
-"""The folder of prepared data: made once, by one process, found by the checksum of its recipe."""
+"""The folder of prepared data: made once, found by the checksum of its recipe; in parts, where there is much of it."""
 
 import contextlib
 import fcntl
@@ -11,12 +11,15 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+from tqdm.auto import tqdm
 
 from ..utils import checksums, full_disk
+from ..utils.processes import forked
 
 
 logger = logging.getLogger(__name__)
@@ -121,6 +124,7 @@ def made_once(target: Path, write: Callable[[Path, Path | None], None], only: It
         write: is given the folder to fill and, where there was a damaged one, where that is now.
     """
     if is_whole(target, only):
+        shutil.rmtree(kept_parts(target), ignore_errors=True)  # of one that was killed just before it did so
         return
     with _room_named(target.parent), _alone(target), contextlib.ExitStack() as last:
         if is_whole(target, only):  # another process has made it meanwhile
@@ -132,6 +136,56 @@ def made_once(target: Path, write: Callable[[Path, Path | None], None], only: It
             damaged = target.rename(aside / target.name)
         with written_whole(target) as beside:
             write(beside, damaged)
+        shutil.rmtree(kept_parts(target), ignore_errors=True)
+
+
+def kept_parts(target: Path) -> Path:
+    """Where the finished parts of `target` lie until it is whole: what a kill leaves of it for the next try."""
+    return target.with_name(f".{target.name}.parts")
+
+
+def in_parts(target: Path, beside: Path, count: int, write: Callable[[int, Path], None], processes: int) -> list[Path]:
+    """Fill `count` folders of `beside`, which is to be `target`, by `write(number, folder)`; the folders, in order.
+
+    A single part is written here. Of several, `processes` at a time are written by processes of their own, and those
+    that an earlier try has finished are taken as they are. All of it may only depend on what names `target`.
+    """
+    names = [f"{number:05}" for number in range(count)]
+    folders = [beside / "parts" / name for name in names]
+    if count == 1:
+        folders[0].mkdir(parents=True)
+        write(0, folders[0])
+        return folders
+    kept = kept_parts(target)
+
+    def make(number: int) -> None:
+        with written_whole(kept / names[number]) as folder:
+            write(number, folder)
+
+    def clear(damaged: Iterable[str] = ()) -> None:
+        for half in (*(kept / name for name in damaged), *kept.glob(f".*.{glob.escape(platform.node())}.*")):
+            shutil.rmtree(half, ignore_errors=True)
+
+    missing = [number for number, name in enumerate(names) if not is_whole(kept / name)]
+    if len(missing) < count:
+        logger.info("%s of %s parts of %s are there already", count - len(missing), count, target)
+    clear(names[number] for number in missing)
+    try:
+        with tqdm(total=count, initial=count - len(missing), desc=f"preparing {target.name}", unit="part") as bar:
+            forked([partial(make, number) for number in missing], processes, bar.update)
+    finally:
+        clear()
+    for name, folder in zip(names, folders, strict=True):
+        shutil.copytree(kept / name, folder, copy_function=_linked)  # a kill from here on loses no part either
+    return folders
+
+
+def _linked(source: str, target: str) -> None:
+    """One more name for a file, or a copy where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def checksum(recipe: Any) -> str:

@@ -12,7 +12,7 @@ from . import demo_texts, tables
 from .cache import checksum
 
 
-FORMAT = 4  # raise it when the content of prepared folders changes: old ones are then not found any more
+FORMAT = 5  # raise it when the content of prepared folders changes: old ones are then not found any more
 
 
 @dataclass
@@ -77,8 +77,12 @@ class PretrainingData:
         validation_documents: streaming only: so many first documents of the stream are held out.
         max_documents: stop after so many documents of each source.
         streaming: read, tokenise and pack while training, pass after pass in one order, with no prepared copy.
+        readers: streaming only: reader i of n tokenises and packs every n-th document from the i-th on, and they give
+            rows in turn. Readers are dealt out to processes and their data loaders' workers; by default there is one
+            for each. Runs on other numbers of processes train on the same rows in each step if it is the same, and
+            divides a step's rows.
         cache_dir: where prepared corpora lie (default: $LINFORMER_HF_CACHE, else ~/.cache/linformer_hf).
-        num_proc: processes for tokenising.
+        num_proc: processes that tokenise and pack more than 10,000 documents (default: as many as there are cores).
         seed: of masking and of interleaving.
     """
 
@@ -97,6 +101,7 @@ class PretrainingData:
     validation_documents: int = 500
     max_documents: int | None = None
     streaming: bool = False
+    readers: int | None = None
     cache_dir: str | None = None
     num_proc: int | None = None
     seed: int = 0
@@ -106,6 +111,10 @@ class PretrainingData:
             raise ValueError("sources is empty; name at least one, such as {kind: files, path: texts/*.txt}.")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}.")
+        if self.readers is not None and (self.readers < 1 or not self.streaming):
+            raise ValueError(
+                f"readers are streaming's, and at least 1, got {self.readers}; set streaming or leave it out."
+            )
         weighted = [source.weight is not None for source in self.sources]
         if any(weighted) and not all(weighted):
             raise ValueError("give every source a weight, or none.")

@@ -6,7 +6,7 @@ row seeds its own generator. Trainer tells the epoch through `EpochCallback`; a 
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -101,6 +101,12 @@ def continues_word(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     )
 
 
+class SharedRows(Protocol):
+    """Rows that several readers share, such as StreamedRows."""
+
+    def share(self, number: int, of: int) -> Iterator[dict[str, Any]]: ...
+
+
 class DrawnDataset(torch.utils.data.Dataset):
     """Rows of ids -> what `draw(ids, epoch, index)` makes of them, anew in each epoch (or once for all if `static`)."""
 
@@ -139,26 +145,50 @@ class MaskedStream(torch.utils.data.IterableDataset):
     """The same for rows that are read as a stream, again and again: pass and number in it seed a row's masks.
 
     Without an end, for Trainer does not know a stream's length: it would begin the second pass without noting that, and
-    a resumed run would stand elsewhere. So a run's place is the number of its step alone.
+    a resumed run would stand elsewhere. So a run's place is the number of its step alone, and a process whose share is
+    smaller than the others' begins its next pass instead of keeping them waiting.
 
     Args:
-        rows: read from the beginning by each `iter`, at least one, and the same in each worker of a DataLoader.
+        rows: `rows.share(i, n)` gives those of reader i of n from the beginning, at least one.
+        readers: n. Process r of R has the readers r, r + R, ..., which its DataLoader's workers deal out likewise;
+            where one has several, they give a row each in turn.
+        process, processes: r and R. Of every R batches only the r-th is real, for accelerate's IterableDatasetShard
+            takes that one; nothing is read or tokenised for the others.
+        batch: rows that a process takes at once.
     """
 
-    def __init__(self, rows: Iterable[dict[str, Any]], masker: Masker):
-        self.rows, self.masker = rows, masker
+    def __init__(
+        self, rows: SharedRows, masker: Masker, readers: int = 1, process: int = 0, processes: int = 1, batch: int = 1
+    ):
+        self.rows, self.masker, self.readers = rows, masker, readers
+        self.process, self.processes, self.batch = process, processes, batch
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:
         worker = torch.utils.data.get_worker_info()
         number, of = (worker.id, worker.num_workers) if worker else (0, 1)
-        drawn = 0  # over all passes: else one worker would be ahead of another where the rows do not divide evenly
+        own = range(self.process + number * self.processes, self.readers, of * self.processes)
+        rows = self._in_turn([self._endless(reader) for reader in own])
+        while True:
+            yield from itertools.repeat(None, self.process * self.batch)
+            yield from itertools.islice(rows, self.batch)
+            yield from itertools.repeat(None, (self.processes - 1 - self.process) * self.batch)
+
+    def _endless(self, reader: int) -> Iterator[dict[str, Any]]:
         for epoch in itertools.count():
-            for index, row in enumerate(self.rows):
-                if drawn % of == number:
-                    yield self.masker.item(row["input_ids"], epoch, index)
-                drawn += 1
-            if not drawn:
-                raise ValueError("the stream holds no rows.")
+            index = reader  # no other reader's row has the number, whose masks it would get
+            for row in self.rows.share(reader, self.readers):
+                yield self.masker.item(row["input_ids"], epoch, index)
+                index += self.readers
+            if index == reader:
+                raise ValueError(
+                    f"the stream holds no rows for reader {reader} of {self.readers}: its documents hold no text. Set "
+                    "data.readers to a smaller number, or prepare the corpus (data.streaming=false)."
+                )
+
+    @staticmethod
+    def _in_turn(readers: Sequence[Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+        for reader in itertools.cycle(readers):
+            yield next(reader)
 
 
 class EpochCallback(TrainerCallback):

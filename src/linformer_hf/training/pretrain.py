@@ -18,7 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..configuration_linformer import LinformerConfig, checked
-from ..data.corpus import PreparedCorpus, prepare
+from ..data.corpus import PreparedCorpus, StreamedRows, prepare
 from ..data.documents import PretrainingData
 from ..data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
 from ..data.tokenizer import load_tokenizer, stored
@@ -26,6 +26,7 @@ from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM
 from ..recipe import Recipe, RecipeError, check_type, load_recipe
 from ..utils.files import loading, read_json
+from ..utils.processes import processes
 from ..utils.runs import summary_table
 from .agreement import check_rows
 from .checkpoints import last_whole_checkpoint
@@ -186,6 +187,8 @@ def pretrain(recipe_path: str | Path, overrides: Sequence[str] = (), resume: boo
         raise RecipeError(
             f"data.sequence_length={length} is longer than the model reads (model.max_position_embeddings={n})."
         )
+    if data.streaming:  # also in recipe.json: a resumed run must go on with as many
+        data.readers = recipe.raw["data"]["readers"] = data.readers or places(recipe.values("training"))
     run = open_run("pretrain", recipe.values("training").get("output_dir"), recipe.raw, resume)
     legs = plan(recipe, run.folder, length)
     set_seed(legs[-1].arguments.seed)
@@ -278,6 +281,40 @@ def count_trained(trainer: Trainer, length: int) -> int:
     )
 
 
+def places(training: dict[str, Any]) -> int:
+    """How many read a stream, each of which must have a reader: processes, or their data loaders' workers.
+
+    Args:
+        training: the recipe's section, before TrainingArguments are made of it, for they open the processes' group.
+    """
+    return processes() * max(1, training.get("dataloader_num_workers") or 0)
+
+
+def streamed(rows: StreamedRows, masker: Masker, arguments: TrainingArguments, readers: int) -> MaskedStream:
+    """A stream's rows as this process trains on them; raises a RecipeError where that cannot be dealt out."""
+    if arguments.max_steps <= 0:
+        raise RecipeError("data.streaming has no known length: set training.max_steps.")
+    settings, count, workers = arguments.accelerator_config, arguments.world_size, arguments.dataloader_num_workers
+    if readers % (count * max(1, workers)):
+        raise RecipeError(
+            f"data.readers={readers} cannot be dealt out evenly to {count} processes with {max(1, workers)} data "
+            f"loader's workers each: set it to a multiple of {count * max(1, workers)}, or start other numbers of them "
+            "(training.dataloader_num_workers)."
+        )
+    for name, chosen in (
+        ("auto_find_batch_size", arguments.auto_find_batch_size),  # it changes what a process takes at once
+        ("accelerator_config.dispatch_batches", settings.dispatch_batches),  # batches are padded to different widths
+        ("accelerator_config.split_batches", settings.split_batches),
+    ):
+        if chosen and count > 1:
+            raise RecipeError(
+                f"training.{name} does not go together with a stream, which is dealt out to {count} processes "
+                "otherwise. Leave it out, or prepare the corpus (data.streaming=false)."
+            )
+    settings.dispatch_batches = False  # each process reads for itself
+    return MaskedStream(rows, masker, readers, arguments.process_index, count, arguments.train_batch_size)
+
+
 def build_trainer(
     model: LinformerForMaskedLM, arguments: TrainingArguments, data: PretrainingData, corpus: PreparedCorpus
 ) -> Trainer:
@@ -288,12 +325,7 @@ def build_trainer(
     rows: MaskedDataset | MaskedStream
     callbacks: list[TrainerCallback] = []
     if data.streaming:
-        if arguments.max_steps <= 0:
-            raise RecipeError("data.streaming has no known length: set training.max_steps.")
-        rows = MaskedStream(corpus.train, training)
-        if arguments.accelerator_config.dispatch_batches is None:
-            # Each process reads for itself: accelerate cannot deal out batches that are padded to different widths.
-            arguments.accelerator_config.dispatch_batches = False
+        rows = streamed(corpus.train, training, arguments, data.readers or 1)
     else:
         rows = MaskedDataset(corpus.train, training)
         callbacks.append(EpochCallback(rows))

@@ -5,6 +5,8 @@ A training notes signals instead of ending at them (see `watch`).
 
 import atexit
 import contextlib
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import signal
@@ -90,7 +92,7 @@ def check_count(expected: int | None, verb: str) -> None:
 
     `accelerate launch --cpu --num_processes 2` starts one process without a word.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = processes()
     if expected is not None and expected < 1:
         raise ValueError(f"{COUNT} needs the number of processes, such as {COUNT} 2.")
     if expected not in (None, started):
@@ -129,6 +131,78 @@ def end() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def forked(tasks: Sequence[Callable[[], None]], number: int, done: Callable[[], Any] = lambda: None) -> None:
+    """Run each task in a forked process of its own, at most `number` at a time; `done` is called as each ends.
+
+    One for each, since what it maps and allocates goes with it: memory does not grow with the number of tasks. What a
+    task raises is raised here, and the others are ended.
+
+    Raises:
+        ChildProcessError: a process has ended without a word, killed or out of memory.
+    """
+    context = multiprocessing.get_context("fork")
+    waiting = list(reversed(tasks))
+    running: dict[Any, Any] = {}
+    with variable("TOKENIZERS_PARALLELISM", "false"):  # their threads do not survive a fork, and would be too many
+        try:
+            while waiting or running:
+                while waiting and len(running) < number:
+                    receiver, sender = context.Pipe(duplex=False)
+                    process = context.Process(target=_tell_errors, args=(waiting.pop(), sender), daemon=True)
+                    process.start()
+                    sender.close()
+                    running[receiver] = process
+                for ended in multiprocessing.connection.wait(list(running)):
+                    _raise_told(ended, running)
+                    done()
+        finally:
+            for process in running.values():
+                process.kill()
+                process.join()
+
+
+def _tell_errors(task: Callable[[], None], sender: Any) -> None:
+    """In the forked process. Signals end it at once: its parent clears away what it has begun."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    error = None
+    try:
+        task()
+    except Exception as raised:
+        error = raised
+    sender.send(error)
+
+
+def _raise_told(receiver: Any, running: dict[Any, Any]) -> None:
+    try:
+        error = receiver.recv()
+    except EOFError:
+        running[receiver].join()
+        code = running.pop(receiver).exitcode
+        raise ChildProcessError(
+            f"a process that prepares data ended with status {code} (a negative one is a signal; -9 is also what the "
+            "system sends where memory runs out). What is finished is kept: give the same command again, with fewer "
+            "data.num_proc if it was memory."
+        ) from None
+    running.pop(receiver).join()
+    if error is not None:
+        raise error
+
+
+@contextlib.contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable that has another value for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 class Child(Protocol):
@@ -191,6 +265,11 @@ def _end(processes: Sequence[Child]) -> None:
         for process in processes:
             if process.poll() is None:
                 process.kill()
+
+
+def processes() -> int:
+    """How many a launcher has started, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
