@@ -11,7 +11,7 @@ from linformer_hf.utils.files import RESULTS_FILE, read_json
 
 
 def results(name: str) -> dict:
-    return read_json(ROOT / "reports" / "benchmark" / name / RESULTS_FILE, "")
+    return read_json(ROOT / "reports" / name / RESULTS_FILE, "")
 
 
 def test_flops_of_a_layer_are_those_that_torch_counts():
@@ -46,6 +46,6 @@ def test_more_readers_are_needed_than_share_the_tokens_evenly_for_each_reads_all
 
 def test_the_page_shows_the_tables_as_they_are_computed():
     page = (ROOT / "docs" / "results" / "long-run.md").read_text(encoding="utf-8")
-    for table in budget(results("preparing"), results("gpu-training")).split("\n\n"):
+    for table in budget(results("preparing"), results("benchmark/gpu-training")).split("\n\n"):
         assert table in page
-    assert f"{speed(results('gpu-training')) / 1e12:.0f} TFLOP/s" in page
+    assert f"{speed(results('benchmark/gpu-training')) / 1e12:.0f} TFLOP/s" in page

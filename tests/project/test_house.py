@@ -36,7 +36,7 @@ FLOORS = {
     "__main__": 11,
 }
 LARGEST_ROOM, LONGEST_MODULE, MOST_IMPORTED = 12, 450, 10
-SHARED = ("utils/files", "utils/reporting", "utils/runs", "recipe")  # what every room writes with, and every verb reads
+SHARED = ("utils/files", "utils/reporting", "recipe")  # what every room writes with, and every verb reads
 LONGER = {"modeling_linformer": 1300}
 # save_pretrained copies these beside the weights, where transformers loads them without this package.
 COPIED = tuple(f"{name}_linformer" for name in ("configuration", "tokens", "projection", "modeling"))

@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from linformer_hf.utils.runs import show, summary_table
+from linformer_hf.utils.reporting import summary_table
+from linformer_hf.utils.runs import show
 
 
 CONTENT = {

@@ -36,7 +36,7 @@ from ..hub.card import CardMetadata, metadata_of
 from ..recipe import load_recipe
 from ..utils.files import loading
 from ..utils.places import own_name
-from ..utils.runs import summary_table
+from ..utils.reporting import summary_table
 from . import pairs
 from .agreement import check_rows
 from .run import Run, begin_run, open_run, results, save_final, train, write_results, writing

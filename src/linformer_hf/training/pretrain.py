@@ -27,7 +27,7 @@ from ..modeling_linformer import LinformerForMaskedLM
 from ..recipe import Recipe, RecipeError, check_type, load_recipe
 from ..utils.files import loading, read_json
 from ..utils.processes import processes
-from ..utils.runs import summary_table
+from ..utils.reporting import summary_table
 from .agreement import check_rows
 from .checkpoints import last_whole_checkpoint
 from .run import (

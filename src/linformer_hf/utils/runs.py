@@ -13,7 +13,6 @@ from rich.markdown import Markdown
 
 from .environment import environment
 from .files import RESULTS_FILE, write_json, write_text
-from .reporting import markdown_table
 
 
 @dataclass
@@ -59,13 +58,3 @@ def show(markdown: str) -> None:
         Console().print(Markdown(markdown))
     else:
         print(markdown)
-
-
-def summary_table(content: Mapping[str, Any]) -> str:
-    """The measured part of a training's results.json as a table."""
-    rows = {**content["metrics"]}
-    rows |= {f"{name} (without a model)": value for name, value in (content.get("baselines") or {}).items()}
-    rows["steps"] = content["steps"]
-    rows["seconds"], rows["of them training"] = content["wall_seconds"], content["train_seconds"]
-    rows["peak memory, MiB"] = content["peak_memory_mib"]
-    return markdown_table(("", "measured"), [(name.replace("_", " "), value) for name, value in rows.items()])
