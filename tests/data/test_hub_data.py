@@ -248,7 +248,7 @@ def test_any_data_set_is_read_by_its_own_names(report):
             "no column",
             "acme/reviews, fit has no column 'text'; its columns are body, stars, parts, topics. Set text_col",
         ),
-        ("a list", "acme/reviews, fit, row 1, column 'parts': ['part 0', 'more'] (list) is no text. Write it as text"),
+        ("a list", "acme/reviews, fit, row 1, column 'parts': ['part 0', 'more'] (list) is no text. Set data.kind="),
         ("no list", "acme/reviews, fit, row 1, column 'stars': 0 is no list of texts. Write a list, set"),
         ("no name", "acme/reviews, fit, row 3: the label '2' is none of the 2 classes (bad, good). Correct or"),
     ],

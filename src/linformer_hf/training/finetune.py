@@ -77,6 +77,10 @@ class FinetuneModel:
         fields = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "classifier_pooling")
         return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
 
+    def source(self) -> dict[str, Any]:
+        """What `from_pretrained` is told of where the checkpoint comes from."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
     def of_classifiers(self) -> list[str]:
         """Names of the fields that are set and that only a model with a classifier has a use for."""
         names = ("random_weights", "new_classifier", "classifier_dropout", "classifier_pooling")
@@ -100,7 +104,7 @@ def load_model(model: FinetuneModel, task: LoadedTask) -> tuple[PreTrainedModel,
 
     Where both have the same classes, the task takes the checkpoint's order of them (`LoadedTask.take_order`).
     """
-    source: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    source = model.source()
     tokenizer = AutoTokenizer.from_pretrained(model.checkpoint, **source)
     before = AutoConfig.from_pretrained(model.checkpoint, **source)
     names = [str(before.id2label[i]) for i in sorted(before.id2label)]
@@ -224,8 +228,7 @@ def prepare(
             pairing,
             section.overrides(),
             section.attn_implementation,
-            revision=section.revision,
-            trust_remote_code=section.trust_remote_code,
+            **section.source(),
         )
         model[0].config.metric = task.metrics[0]
         tokenizer, usual, limit = model.tokenizer, model.max_seq_length, positions_of(model)
