@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from linformer_hf import cli
 from linformer_hf.conversion.convert import convert
 from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.conversion.shorten import Windows, exact_twin
+from linformer_hf.hub import sentence_head
 from linformer_hf.hub.sentence_head import SentenceHead
 from linformer_hf.hub.sentence_head import read as read_head
 from linformer_hf.recipe import RecipeError
@@ -428,18 +430,22 @@ def test_a_misspelt_key_is_refused(recipe):
 
 
 @pytest.mark.parametrize("head", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
-def test_the_teacher_of_a_long_row_is_the_source_over_windows(head, tiny_source):
+@pytest.mark.parametrize("reach", [1, 2], ids=["all of N", "half of N"])
+def test_the_teacher_of_a_long_row_is_the_source_over_windows(head, reach, tiny_source):
     """Every token has the states of the window in whose midst it stands; padding has 0."""
     source = read_source(str(tiny_source(head)))
-    window = source.length
-    teacher = exact_twin(source, 3 * window, "repeat")
-    ids = torch.arange(3 * window)[None] % 20 + 5
+    n, window = source.length, source.length // reach
+    if reach > 1:  # a sentence encoder that was last trained on shorter texts
+        sentence = sentence_head.pooled("mean", source.config["hidden_size"])
+        source = replace(source, sentence=replace(sentence, length=window))
+    teacher = exact_twin(source, 3 * n, "repeat")
+    ids = torch.arange(3 * n)[None] % 20 + 5
     ids = torch.cat([ids, ids.roll(1)])
     mask = torch.ones_like(ids)
-    mask[1, : window + 3] = 0  # padding on the left
-    read = read_windows(teacher, {"input_ids": ids, "attention_mask": mask}, window)
+    mask[1, : n + 3] = 0  # padding on the left
+    read = read_windows(teacher, {"input_ids": ids, "attention_mask": mask}, source)
     assert len(read.hidden_states) == source.config["num_hidden_layers"] + 1
-    for i, row in enumerate([ids[0], ids[1, window + 3 :]]):
+    for i, row in enumerate([ids[0], ids[1, n + 3 :]]):
         windows = Windows.over(len(row), window)
         with torch.no_grad():
             alone = teacher(windows.split(row[None]), output_hidden_states=True)
@@ -450,10 +456,30 @@ def test_the_teacher_of_a_long_row_is_the_source_over_windows(head, tiny_source)
             torch.testing.assert_close(read.logits[i, mask[i] == 1], windows.join(alone.logits)[0])
     if head == "BertForSequenceClassification":
         assert read.logits is None
-    short = {"input_ids": ids[:, :window], "attention_mask": mask[:, :window].clone().fill_(1)}
+    short = {"input_ids": ids[:, :n], "attention_mask": mask[:, :n].clone().fill_(1)}
     with torch.no_grad():
         plain = teacher(**short, output_hidden_states=True)
-    assert torch.equal(read_windows(teacher, short, window).hidden_states[-1], plain.hidden_states[-1])
+    assert torch.equal(read_windows(teacher, short, source).hidden_states[-1], plain.hidden_states[-1])
+
+
+def test_a_sentence_encoders_windows_are_those_of_its_texts(tiny_source, texts, tmp_path, monkeypatch):
+    """As in `convert`, and whatever length the student's own folder says."""
+    source, read = tiny_source(), set()
+    sentence_head.pooled("mean", 24).write(source, 12)
+    student = convert(str(source), tmp_path / "student", projected_length=12, max_length=64, length_correction=True)
+
+    def watched(teacher, inputs, source):
+        read.add(source.reach)
+        return read_windows(teacher, inputs, source)
+
+    monkeypatch.setattr("linformer_hf.training.distill.read_windows", watched)
+    folder = distill(write_recipe((source, student), texts, tmp_path), ["training.max_steps=1"])
+    assert read == {12}
+    for each in (student, folder):
+        told = json.loads((each / "sentence_bert_config.json").read_text())
+        assert told["max_seq_length"] == 64
+    found = json.loads((folder / "fidelity.json").read_text())
+    assert (found["source_length"], found["window"]) == (48, 12)
 
 
 @pytest.mark.parametrize("part", [ONLY_SEARCH, ONLY_PIECES], ids=["passages", "pieces"])

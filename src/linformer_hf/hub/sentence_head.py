@@ -172,7 +172,14 @@ def read(name: str | Path, revision: str | None = None) -> SentenceHead | None:
             raise SentenceHeadError(f"{name}/{MODULES_FILE} names {str(path)!r}, which is outside of the folder.")
         module, width = _module(name, kind, path, revision, width)
         modules.append(module)
-    return SentenceHead(tuple(modules), _settings(name, revision), *_encoder(name, revision))
+    settings, encoder = _settings(name, revision), _encoder(name, revision)
+    return SentenceHead(tuple(modules), settings, encoder, longest_text(name, revision))
+
+
+def longest_text(name: str | Path, revision: str | None = None) -> int | None:
+    """Tokens of the longest text that a folder or a repository is for, special ones included; None where none says."""
+    length = _encoder_file(name, revision).get("max_seq_length")
+    return length if isinstance(length, int) else None
 
 
 def files(folder: Path) -> list[str]:
@@ -267,13 +274,16 @@ def _settings(name: str | Path, revision: str | None) -> dict[str, Any]:
     return {key: found.get(key) or default for key, default in SETTINGS.items()}
 
 
-def _encoder(name: str | Path, revision: str | None) -> tuple[dict[str, Any], int | None]:
-    found: dict[str, Any] = next((read for file in ENCODER_FILES if (read := _json(name, file, revision))), {})
+def _encoder_file(name: str | Path, revision: str | None) -> dict[str, Any]:
+    return next((read for file in ENCODER_FILES if (read := _json(name, file, revision))), {})
+
+
+def _encoder(name: str | Path, revision: str | None) -> dict[str, Any]:
+    found = _encoder_file(name, revision)
     if found.get("module_output_name", "token_embeddings") != "token_embeddings":
         raise SentenceHeadError(f"{name} makes its vectors in the encoder ({found['module_output_name']}).")
     more = {"processing_kwargs": found["processing_kwargs"]} if found.get("processing_kwargs") else {}
-    length = found.get("max_seq_length")
-    return {"do_lower_case": bool(found.get("do_lower_case")), **more}, length if isinstance(length, int) else None
+    return {"do_lower_case": bool(found.get("do_lower_case")), **more}
 
 
 def _json(name: str | Path, file: str, revision: str | None, kind: type = dict) -> Any:

@@ -152,7 +152,7 @@ class Distiller(Trainer):
         with_pieces = head is None or not head.reads_one_token
         loss = states.sum() * 0.0  # a gradient also for a batch without a passage
         if self.weights.any():
-            goal = read_windows(self.teacher, inputs, self.source.length)
+            goal = read_windows(self.teacher, inputs, self.source)
             loss = loss + distillation_loss(given, goal, mask, labels, self.weights, vectors)
         if "passages" in found:
             with torch.no_grad():
@@ -168,23 +168,23 @@ class Distiller(Trainer):
 
 
 @torch.no_grad()
-def read_windows(teacher: LinformerPreTrainedModel, inputs: dict[str, torch.Tensor], window: int) -> Any:
+def read_windows(teacher: LinformerPreTrainedModel, inputs: dict[str, torch.Tensor], source: Source) -> Any:
     """What the teacher gives, with every layer's hidden states, where it reads windows of longer rows.
 
     Args:
         inputs: input_ids, attention_mask and the like, [B, N] each, or [B, 1, N] of one choice.
-        window: tokens that the teacher was trained to read.
+        source: the teacher's, which says what windows it was trained to read.
 
     Returns:
-        The teacher's output if no row has more real tokens than that; else hidden_states [B, N, C], 0 at padding, and
-        logits [B, N, V] of a head that answers for each token.
+        The teacher's output if no row has more real tokens than the source's N; else hidden_states [B, N, C], 0 at
+        padding, and logits [B, N, V] of a head that answers for each token.
     """
     mask = inputs["attention_mask"].flatten(0, -2).bool()
-    if mask.sum(-1).max() <= window:
+    if mask.sum(-1).max() <= source.length:
         return teacher(**inputs, output_hidden_states=True)
     whole: dict[str, torch.Tensor] = {}
     for i, real in enumerate(mask):
-        windows = Windows.over(int(real.sum()), window)
+        windows = Windows.of(source, int(real.sum()))
         parts = {name: windows.split(value.flatten(0, -2)[i, real][None]) for name, value in inputs.items()}
         if inputs["input_ids"].dim() == 3:
             parts = {name: value[:, None] for name, value in parts.items()}
@@ -262,7 +262,11 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     source = read_source(section.teacher, section.revision)
     student, kept = load_student(section, source)
     with loading(section.student):
-        source = replace(source, sentence=sentence_head.read(section.student))
+        head = sentence_head.read(section.student)
+    if head is not None:  # it makes the vectors; what its encoder was last trained to read is for the teacher to say
+        with loading(section.teacher):
+            head = replace(head, length=sentence_head.longest_text(section.teacher, section.revision))
+    source = replace(source, sentence=head)
     length = student.config.max_position_embeddings
     teacher = exact_twin(source, length, section.positions)
     check_pair(section, student, teacher, source.length)
