@@ -226,15 +226,37 @@ def test_a_head_of_its_own_is_kept_with_prompts_and_length(recipe, checkpoint, t
     assert encoder.max_seq_length == N
     assert pairs.prompts(encoder, "pairs") == {"text": "a letter: ", "pair": "the river: ", "negative": "the river: "}
     assert pairs.prompts(encoder, "similarity") == {}
-    rows, task = rows_of("pairs"), results_of(folder)["metrics"]
-    sides = (
-        encoder.encode_query([row["anchor"] for row in rows]),
-        encoder.encode_document([row["positive"] for row in rows]),
-    )
-    assert task["test_accuracy@1"] == pytest.approx(0, abs=1)  # a number, of vectors of the dense layer's size
-    assert sides[0].shape == sides[1].shape == (24, 12)
     with pytest.raises(ValueError, match=r"has a sentence head of its own \(max, dense .*\): leave pairs\.pooling out"):
         finetune(recipe("pairs", model=source, pairs={"pooling": "cls"}))
+
+
+def test_prompts_go_before_the_texts_in_training_and_in_the_metrics(recipe, checkpoint, tmp_path):
+    """By hand: the first batch's loss, and which positive is nearest, of vectors that were asked for with prompts."""
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    prompts = {"query": "a letter written: ", "document": "or the river: "}
+    encoder = SentenceTransformer(modules=[Transformer(checkpoint), Pooling(32)], prompts=prompts, device="cpu")
+    encoder.save(str(tmp_path / "source"))
+    model = {"checkpoint": str(tmp_path / "source"), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    options = {"max_steps": 1, "per_device_train_batch_size": 24, "save_strategy": "no", "eval_strategy": "no"}
+    options |= {"load_best_model_at_end": False, "learning_rate": 0.0}
+    folder = finetune(recipe("pairs", model=model, training=options, data={"max_length": N}))
+    columns = {name: [row[name] for row in rows_of("pairs")] for name in ("anchor", "positive", "negative")}
+
+    def by_hand(query, document) -> tuple[float, float]:
+        given = {"convert_to_tensor": True, "normalize_embeddings": True}
+        anchors = query(columns["anchor"], **given)
+        others = document(columns["positive"] + columns["negative"], **given)
+        cosines = anchors @ others.T
+        loss = torch.nn.functional.cross_entropy(20 * cosines, torch.arange(24)).item()
+        texts = columns["positive"] + columns["negative"]
+        first = [texts[place] for place in cosines.argmax(1).tolist()]
+        return loss, sum(a == b for a, b in zip(first, columns["positive"], strict=True)) / 24
+
+    loss, accuracy = by_hand(encoder.encode_query, encoder.encode_document)
+    assert loss != pytest.approx(by_hand(encoder.encode, encoder.encode)[0], rel=1e-3)  # without prompts
+    assert losses(folder)[0] == pytest.approx(loss, rel=1e-3)
+    assert results_of(folder)["metrics"]["test_accuracy@1"] == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize("pooling", [None, "cls", "max"])
