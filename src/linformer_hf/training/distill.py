@@ -261,12 +261,7 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
     set_seed(arguments.seed)
     source = read_source(section.teacher, section.revision)
     student, kept = load_student(section, source)
-    with loading(section.student):
-        head = sentence_head.read(section.student)
-    if head is not None:  # it makes the vectors; what its encoder was last trained to read is for the teacher to say
-        with loading(section.teacher):
-            head = replace(head, length=sentence_head.longest_text(section.teacher, section.revision))
-    source = replace(source, sentence=head)
+    source = replace(source, sentence=read_head(section))
     length = student.config.max_position_embeddings
     teacher = exact_twin(source, length, section.positions)
     check_pair(section, student, teacher, source.length)
@@ -337,6 +332,14 @@ def load_student(section: DistillModel, source: Source) -> tuple[LinformerPreTra
         missing = ", ".join(sorted(info["missing_keys"])[:4])
         raise ValueError(f"the student {section.student!r} lacks weights that the teacher has: {missing}.")
     return student, kept
+
+
+def read_head(section: DistillModel) -> sentence_head.SentenceHead | None:
+    """The student's sentence head, which makes the vectors; the teacher says how long its texts are."""
+    with loading(section.student):
+        head = sentence_head.read(section.student)
+    with loading(section.teacher):
+        return head and replace(head, length=sentence_head.longest_text(section.teacher, section.revision))
 
 
 def check_pair(
