@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from linformer_hf.conversion.calibrate import calibrate, mean_query_gates, ridge
+from linformer_hf.conversion.calibrate import SHARPNESS, calibrate, mean_query_gates, ridge
 from linformer_hf.conversion.convert import convert_model
 from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.conversion.shorten import exact_twin
@@ -61,6 +61,19 @@ def test_gates_score_a_token_as_the_mean_query_does(source):
         keys = attention.key(states)[:, part] - attention.key.bias[part]  # the bias is the same for every token
         expected = keys @ query / 12**0.5
         torch.testing.assert_close(states @ attention.projection.weight[head], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("longer", [False, True])
+def test_slots_are_nearly_single_tokens_where_rows_are_longer_than_the_source_reads(source, longer):
+    length, given = (2 * N, rows(source, 1, 8, 2 * N)) if longer else (N, rows(source, 1, 8))
+    model = convert_model(source, length, rows=given, projected_length=K)
+    states = model.embeddings(torch.stack(given), None, None, None, RealTokens.from_mask(None, length, "cpu"))
+    layer = model.encoder.layer[0]
+    found = layer.attention.self.projection.weight.clone()
+    mean_query_gates(layer, states.flatten(0, 1).mean(0))
+    expected = layer.attention.self.projection.weight * (SHARPNESS if longer else 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

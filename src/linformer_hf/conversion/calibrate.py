@@ -2,7 +2,8 @@
 
 Layer by layer, on the hidden states that the layers before it really give:
 
-1. **Gates.** g(x) = (mean query of the head) . W_K x / sqrt(D): a window keeps what the average query attends to.
+1. **Gates.** g(x) = (mean query of the head) . W_K x / sqrt(D): a window keeps what the average query attends to. Where
+   rows are longer than the source reads, windows are wide, and g is SHARPNESS times that: a slot is nearly one token.
 2. **Output.** With the student's context c (attention before W_O), its input h, and the teacher's input and attention
    output h*, o*, ridge regression gives the correction W' that brings h + (W + a W') c + b + a b' closest to h* + o*:
    it answers for what the layers before have done too. a = max(0, 1 - K / l), so rows of at most K tokens stay exact.
@@ -27,17 +28,18 @@ from .sources import Source
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = 8192
+SHARPNESS = 16.0  # docs/results/long-documents.md has other values
 
 
-def mean_query_gates(layer: LinformerLayer, mean_input: torch.Tensor) -> None:
-    """Set the layer's gates [H, C] from the mean of its input, [C] (a query is linear in it)."""
+def mean_query_gates(layer: LinformerLayer, mean_input: torch.Tensor, sharpness: float = 1.0) -> None:
+    """Set the layer's gates [H, C] from the mean of its input, [C] (a query is linear in it), times `sharpness`."""
     attention = layer.attention.self
     assert attention.projection is not None
     heads = attention.num_attention_heads
     query = attention.query(mean_input).view(heads, -1)  # [H, D]
     key = attention.key.weight.view(heads, -1, mean_input.shape[0])  # [H, D, C]
     gates = torch.einsum("hd,hdc->hc", query, key) * attention.scaling
-    attention.projection.weight.data.copy_(gates)
+    attention.projection.weight.data.copy_(gates * sharpness)
 
 
 def ridge(gram: torch.Tensor, target: torch.Tensor, strength: float) -> torch.Tensor:
@@ -82,6 +84,7 @@ def calibrate(
         ValueError: the student has neither gates nor length corrections, or no row is longer than its smallest K.
     """
     gated = student.config.projection_type == "gated_pool"
+    sharpness = 1.0 if student.config.original_max_position_embeddings is None else SHARPNESS
     rows = _worth_calibrating(student.config, rows)
     given = batches(rows)
     tokens = [RealTokens.from_mask(None, ids.shape[1], ids.device) for ids in given]
@@ -95,7 +98,7 @@ def calibrate(
     for exact, layer in tqdm(layers, desc=f"calibrating on {len(rows)} rows", unit="layer"):
         if gated:
             count = sum(state.shape[0] * state.shape[1] for state in states)
-            mean_query_gates(layer, sum(state.sum((0, 1)) for state in states) / count)
+            mean_query_gates(layer, sum(state.sum((0, 1)) for state in states) / count, sharpness)
         shared = (teacher.encoder.shared_projection, student.encoder.shared_projection)
         contexts = [
             layer.attention.self(state, places, shared[1])[0] for state, places in zip(states, tokens, strict=True)
