@@ -3,7 +3,7 @@
 Layer by layer, on the hidden states that the layers before it really give:
 
 1. **Gates.** g(x) = (mean query of the head) . W_K x / sqrt(D): a window keeps what the average query attends to. Where
-   rows are longer than the source reads, windows are wide, and g is SHARPNESS times that: a slot is nearly one token.
+   rows are longer than the source reads, g is SHARPNESS times that: a slot is nearly one token, and weighs as much.
 2. **Output.** With the student's context c (attention before W_O), its input h, and the teacher's input and attention
    output h*, o*, ridge regression gives the correction W' that brings h + (W + a W') c + b + a b' closest to h* + o*:
    it answers for what the layers before have done too. a = max(0, 1 - K / l), so rows of at most K tokens stay exact.

@@ -354,13 +354,13 @@ def render(content: Mapping[str, Any]) -> str:
     """The report in Markdown: `content` is what fidelity.json holds."""
     lengths = content["lengths"]
     longest, window, difference = max(lengths, key=int), content.get("window"), content["source_difference"]
-    beyond = ""
-    vectors = content.get("vectors")
+    beyond, vectors = "", content.get("vectors")
     made = f"made as the source's folder says ({vectors})" if vectors else "means over tokens"
     if window and int(longest) > (own := content.get("source_length", window)):
         beyond = (
             f"\nBeyond the source's own {own} tokens ours is compared with the source over windows of {window}: "
-            "it was trained\nfor no more. Time and memory are those of its full attention over all tokens."
+            "it was trained\nfor no more. Time and memory are those of its full attention over all tokens, not run\n"
+            f"where a pass would take more than {LONGEST_PASS:.0f} s."
         )
     return f"""# How faithful is it?
 

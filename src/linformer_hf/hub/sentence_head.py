@@ -172,14 +172,13 @@ def read(name: str | Path, revision: str | None = None) -> SentenceHead | None:
             raise SentenceHeadError(f"{name}/{MODULES_FILE} names {str(path)!r}, which is outside of the folder.")
         module, width = _module(name, kind, path, revision, width)
         modules.append(module)
-    settings, encoder = _settings(name, revision), _encoder(name, revision)
-    return SentenceHead(tuple(modules), settings, encoder, longest_text(name, revision))
+    encoder = _encoder_file(name, revision)
+    return SentenceHead(tuple(modules), _settings(name, revision), _encoder(name, encoder), _length(encoder))
 
 
 def longest_text(name: str | Path, revision: str | None = None) -> int | None:
     """Tokens of the longest text that a folder or a repository is for, special ones included; None where none says."""
-    length = _encoder_file(name, revision).get("max_seq_length")
-    return length if isinstance(length, int) else None
+    return _length(_encoder_file(name, revision))
 
 
 def files(folder: Path) -> list[str]:
@@ -278,8 +277,12 @@ def _encoder_file(name: str | Path, revision: str | None) -> dict[str, Any]:
     return next((read for file in ENCODER_FILES if (read := _json(name, file, revision))), {})
 
 
-def _encoder(name: str | Path, revision: str | None) -> dict[str, Any]:
-    found = _encoder_file(name, revision)
+def _length(encoder: dict[str, Any]) -> int | None:
+    length = encoder.get("max_seq_length")
+    return length if isinstance(length, int) else None
+
+
+def _encoder(name: str | Path, found: dict[str, Any]) -> dict[str, Any]:
     if found.get("module_output_name", "token_embeddings") != "token_embeddings":
         raise SentenceHeadError(f"{name} makes its vectors in the encoder ({found['module_output_name']}).")
     more = {"processing_kwargs": found["processing_kwargs"]} if found.get("processing_kwargs") else {}
