@@ -18,8 +18,8 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 import linformer_hf
 from linformer_hf import cli
-from linformer_hf.recipe import describe, fields_of
 from linformer_hf.utils.options import help_texts
+from linformer_hf.utils.recipe import describe, fields_of
 
 
 ROOT = Path(__file__).parents[2]

@@ -32,7 +32,7 @@ for auto_class, target in AUTO_MAP.items():
     if auto_class != "AutoConfig":
         model_class = globals()[target.partition(".")[2]]
         getattr(transformers, auto_class).register(LinformerConfig, model_class)
-        # save_pretrained then copies the four modelling files beside the weights, for `trust_remote_code=True`.
+        # save_pretrained then copies the modelling files beside the weights, for `trust_remote_code=True`.
         model_class.register_for_auto_class(auto_class)
 del auto_class, target, model_class
 

@@ -14,8 +14,8 @@ from linformer_hf.benchmark.benchmark import Benchmark, Group, difference, read_
 from linformer_hf.benchmark.encoders import BUILDERS, DIFFERENCES, FLOOR, OURS, PROJECTED, Shape
 from linformer_hf.benchmark.published import TABLE_2, TABLE_3
 from linformer_hf.benchmark.tables import beside, exponent, grouped, passed, ratio, tables
-from linformer_hf.recipe import RecipeError
 from linformer_hf.utils.files import SUM_KEY
+from linformer_hf.utils.recipe import RecipeError
 
 
 RECIPE = """

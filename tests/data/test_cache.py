@@ -6,7 +6,7 @@ import json
 import pytest
 
 from linformer_hf.data import cache
-from linformer_hf.utils.full_disk import DiskFull
+from linformer_hf.utils.writing import DiskFull
 
 
 def folder_of(text: str, given: list):

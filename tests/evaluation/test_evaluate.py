@@ -18,7 +18,7 @@ from linformer_hf.evaluation.evaluate import measure, read_recipe
 from linformer_hf.evaluation.methods import Method, PiecesAlone, read_source_methods
 from linformer_hf.evaluation.tasks import Task, probe
 from linformer_hf.evaluation.vectors import Store
-from linformer_hf.recipe import RecipeError
+from linformer_hf.utils.recipe import RecipeError
 
 
 WORDS = VOCABULARY.split()

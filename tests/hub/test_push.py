@@ -216,7 +216,7 @@ def test_a_push_says_what_it_sends_and_where_it_is(hub, folder, capfd, caplog):
     assert printed.splitlines()[-1].endswith(f"{hub.endpoint}/jane/model at commit {sha}")
     assert "Left out: checkpoint-10/, stage-1/, train.csv, training_args.bin" in printed
     names = {
-        *("config.json", "configuration_linformer.py", "modeling_linformer.py"),
+        *("config.json", "attention_linformer.py", "configuration_linformer.py", "modeling_linformer.py"),
         *("projection_linformer.py", "tokens_linformer.py"),
         *("README.md", "results.json", "fidelity.json", "fidelity.md", "fidelity.png"),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),

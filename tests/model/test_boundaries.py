@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from linformer_hf import LinformerModel
+from linformer_hf import attention_linformer as attention
 from linformer_hf import modeling_linformer as modeling
 
 
@@ -29,7 +30,8 @@ def answer(model, head: str) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(modeling, "BLOCK", 25)
+    for module in (attention, modeling):
+        monkeypatch.setattr(module, "BLOCK", 25)
     monkeypatch.setattr(modeling, "WORTH_BLOCKS", 32)
 
 

@@ -1,13 +1,13 @@
 """Packed and blockwise encoding, written-out attention and fast dropout: equal to the plain path, and cheaper."""
 
 import itertools
-import math
 from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
 from linformer_hf import LinformerConfig, LinformerForMaskedLM, LinformerModel
+from linformer_hf import attention_linformer as attention
 from linformer_hf import modeling_linformer as modeling
 from linformer_hf.utils.timing import peak_bytes
 
@@ -43,13 +43,15 @@ PLAIN = {"output_hidden_states": True}  # what is to be seen is not computed in 
 def at_once():
     """A band too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modeling, "BLOCK", 10**6)
+        for module in (attention, modeling):
+            patch.setattr(module, "BLOCK", 10**6)
         yield
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(modeling, "BLOCK", 96)  # no length below is a multiple of it
+    for module in (attention, modeling):
+        monkeypatch.setattr(module, "BLOCK", 96)  # no length below is a multiple of it
 
 
 def build(kind: dict, cls=LinformerModel, **changes):
@@ -237,8 +239,8 @@ def test_the_inside_of_an_attention_is_computed_again_and_not_kept(kind, rate, m
         kept[-1] += tensor.numel()
         return tensor
 
-    for recomputed in (modeling.recomputed, lambda function, length, *given: function(*given)):
-        monkeypatch.setattr(modeling, "recomputed", recomputed)
+    for recomputed in (attention.recomputed, lambda function, length, *given: function(*given)):
+        monkeypatch.setattr(attention, "recomputed", recomputed)
         kept.append(0)
         torch.manual_seed(5)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -268,46 +270,13 @@ def test_checkpointing_needs_less_memory_than_by_layer(rate):
     assert by_block < 0.7 * by_layer < 0.7 * kept
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_mean_and_its_gradient_has_the_same_mask(rate, dtype):
-    torch.manual_seed(0)
-    states = torch.ones(1001, 333, dtype=dtype, requires_grad=True)
-    dropped = modeling.drop(states, rate, training=True)
-    kept = dropped != 0
-    share = 1 - rate
-    spread = math.sqrt(rate * share / states.numel())
-    assert abs(kept.float().mean().item() - share) < 5 * spread
-    scale = torch.tensor(1 / share, dtype=dtype)
-    assert (dropped[kept] - scale).abs().max() <= 2e-3 * scale
-    # No element hangs together with its neighbour, and every row has a mask of its own.
-    centred = kept.float() - share
-    assert abs((centred[:, 1:] * centred[:, :-1]).mean().item()) < 5 * rate * share / math.sqrt(states.numel())
-    assert not torch.equal(kept[0], kept[1])
-    dropped.sum().backward()
-    assert torch.equal(states.grad, dropped.detach())
-
-
-def test_dropout_follows_the_seed_and_rests_in_evaluation():
-    states = torch.randn(50, 40, requires_grad=True)
-    torch.manual_seed(3)
-    first = modeling.drop(states, 0.3, training=True)
-    torch.manual_seed(3)
-    second = modeling.drop(states, 0.3, training=True)
-    assert torch.equal(first, second)
-    assert not torch.equal(second, modeling.drop(states, 0.3, training=True))
-    assert modeling.drop(states, 0.3, training=False) is states
-    assert modeling.drop(states, 0.0, training=True) is states
-    assert not modeling.drop(states, 1.0, training=True).any()
-
-
 @pytest.mark.parametrize("extra", [{}, PLAIN, {"output_attentions": False}], ids=str)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpoint_draws_the_same_masks_again(reentrant, extra, monkeypatch):
     model = build(KINDS[0], hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3, num_hidden_layers=2).train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    drawn, real = [], modeling.dropout_factor
-    monkeypatch.setattr(modeling, "dropout_factor", lambda *given: drawn.append(real(*given)) or drawn[-1])
+    drawn, real = [], attention.dropout_factor
+    monkeypatch.setattr(attention, "dropout_factor", lambda *given: drawn.append(real(*given)) or drawn[-1])
     states = torch.randn(1, 300, 32, requires_grad=True)
     output = model(inputs_embeds=states, **extra).last_hidden_state
     forward = drawn[1:]  # the embeddings' is not drawn again

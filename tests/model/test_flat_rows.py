@@ -19,6 +19,7 @@ from linformer_hf import (
     LinformerForQuestionAnswering,
     LinformerForSequenceClassification,
     LinformerForTokenClassification,
+    attention_linformer,
     modeling_linformer,
 )
 
@@ -69,7 +70,8 @@ def assert_near(found, wanted):
 def packed(request, monkeypatch):
     """The padded batch packed in small blocks, where it can be, and not at all."""
     if request.param:
-        monkeypatch.setattr(modeling_linformer, "BLOCK", 4)
+        for module in (attention_linformer, modeling_linformer):
+            monkeypatch.setattr(module, "BLOCK", 4)
     monkeypatch.setattr(modeling_linformer, "WORTH_PACKING", 1 if request.param else 1000)
     monkeypatch.setattr(modeling_linformer, "WORTH_BLOCKS", 1 if request.param else 1000)
     return request.param

@@ -9,7 +9,7 @@ from linformer_hf import cli
 from linformer_hf.paper import compare as verb
 from linformer_hf.paper import grid as cells
 from linformer_hf.paper.compare import Comparison, read_recipe, render, task_of
-from linformer_hf.recipe import RecipeError
+from linformer_hf.utils.recipe import RecipeError
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from linformer_hf.paper import grid as cells
 from linformer_hf.paper.grid import Cell, run_all
-from linformer_hf.recipe import Recipe
+from linformer_hf.utils.recipe import Recipe
 from waiting import HANG, wait_for
 
 

@@ -11,7 +11,7 @@ import yaml
 from linformer_hf import cli
 from linformer_hf.paper import reproduce as verb
 from linformer_hf.paper.claims import CLAIMS
-from linformer_hf.recipe import RecipeError
+from linformer_hf.utils.recipe import RecipeError
 
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.conversion.shorten import exact_twin
 from linformer_hf.paper import spectrum as verb
 from linformer_hf.paper.spectrum import Spectrum, Statistics, measure, read_recipe, summary
-from linformer_hf.recipe import RecipeError
+from linformer_hf.utils.recipe import RecipeError
 
 
 def maps_of_rank(rank: int, heads: int = 2, n: int = 12) -> torch.Tensor:

@@ -9,7 +9,7 @@ from linformer_hf import cli
 from linformer_hf.paper import grid as cells
 from linformer_hf.paper import sweep as verb
 from linformer_hf.paper.sweep import Sweep, read_recipe, render
-from linformer_hf.recipe import RecipeError
+from linformer_hf.utils.recipe import RecipeError
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.conversion.shorten import exact_twin
 from linformer_hf.paper import theory as verb
 from linformer_hf.paper.theory import bound, collect, needed_k, projection, read_recipe, theorem_1, theorem_2, zero_2
-from linformer_hf.recipe import RecipeError
+from linformer_hf.utils.recipe import RecipeError
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from linformer_hf.conversion.convert import convert_model
 from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.hub.export import export
 from linformer_hf.hub.sentence_head import pooled
-from linformer_hf.recipe import RecipeError, check_type, fields_of
+from linformer_hf.utils.recipe import RecipeError, check_type, fields_of
 
 
 ALONE = {"docs/guides/ecosystem.md"}  # pages that promise that each Python block runs by itself

@@ -16,11 +16,12 @@ import linformer_hf
 from helpers import MODULES, ROOT, SOURCE, setup_cfg
 
 
+# save_pretrained copies these beside the weights, where transformers loads them without this package.
+COPIED = tuple(f"{name}_linformer" for name in ("configuration", "tokens", "projection", "attention", "modeling"))
 # Imports go down only: one number for each room, and for each module that stands outside of them.
 FLOORS = {
     "utils": 0,
-    "recipe": 1,
-    **dict.fromkeys((f"{name}_linformer" for name in ("configuration", "tokens", "projection", "modeling")), 2),
+    **dict.fromkeys(COPIED, 2),
     "__init__": 3,
     "data": 4,
     "hub": 5,
@@ -36,10 +37,8 @@ FLOORS = {
     "__main__": 11,
 }
 LARGEST_ROOM, LONGEST_MODULE, MOST_IMPORTED = 12, 450, 10
-SHARED = ("utils/files", "utils/reporting", "recipe")  # what every room writes with, and every verb reads
-LONGER = {"modeling_linformer": 1300}
-# save_pretrained copies these beside the weights, where transformers loads them without this package.
-COPIED = tuple(f"{name}_linformer" for name in ("configuration", "tokens", "projection", "modeling"))
+SHARED = ("utils/files", "utils/recipe", "utils/reporting")  # what every room writes with, and every verb reads
+LONGER = {"modeling_linformer": 1100}
 COPIED_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}
 LONGEST_FUNCTION = 60
 

@@ -22,9 +22,9 @@ from linformer_hf.data.corpus import prepare
 from linformer_hf.data.documents import PretrainingData, Source
 from linformer_hf.data.task_sources import load_task
 from linformer_hf.data.tasks import TaskData
-from linformer_hf.recipe import fields_of
 from linformer_hf.training.finetune import read_recipe as read_finetune
 from linformer_hf.training.pretrain import read_recipe as read_pretrain
+from linformer_hf.utils.recipe import fields_of
 
 
 pytestmark = pytest.mark.torture

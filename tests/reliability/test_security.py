@@ -26,11 +26,11 @@ from linformer_hf.hub.push import PushError, read_folder
 from linformer_hf.paper.compare import Comparison
 from linformer_hf.paper.grid import check_names, folder_name
 from linformer_hf.paper.sweep import Sweep
-from linformer_hf.recipe import RecipeError
 from linformer_hf.training.checkpoints import last_whole_checkpoint
 from linformer_hf.training.pretrain import read_recipe
 from linformer_hf.utils.checksums import CHECKSUMS_FILE, damage, write
 from linformer_hf.utils.files import read_json
+from linformer_hf.utils.recipe import RecipeError
 from torture import LONG, record
 from waiting import HANG
 

@@ -18,7 +18,6 @@ from linformer_hf.conversion.shorten import Windows, exact_twin
 from linformer_hf.hub import sentence_head
 from linformer_hf.hub.sentence_head import SentenceHead
 from linformer_hf.hub.sentence_head import read as read_head
-from linformer_hf.recipe import RecipeError
 from linformer_hf.training.distill import (
     Distillation,
     DistillModel,
@@ -30,6 +29,7 @@ from linformer_hf.training.distill import (
     read_windows,
 )
 from linformer_hf.training.passages import search_loss
+from linformer_hf.utils.recipe import RecipeError
 
 
 # With these the validation loss fell to .33-.85 of what it was in 8 draws of each kind; at 0.01 it rose in one.

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from helpers import MODEL, TRAINING, tiny_data, write_recipe
-from linformer_hf.recipe import RecipeError
 from linformer_hf.training.pretrain import (
     build_config,
     corpus_name,
@@ -21,6 +20,7 @@ from linformer_hf.training.pretrain import (
     streamed,
 )
 from linformer_hf.training.run import last_evaluation
+from linformer_hf.utils.recipe import RecipeError
 
 
 def test_the_tokenizer_gives_vocabulary_and_special_tokens_and_the_recipe_goes_before_it(tokenizers):

@@ -23,9 +23,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..recipe import load_recipe
 from ..utils.environment import processor
 from ..utils.files import RESULTS_FILE
+from ..utils.recipe import load_recipe
 from ..utils.runs import Run, show
 from ..utils.timing import interleave, peak_bytes
 from .encoders import BUILDERS, DIFFERENCES, FLOOR, OURS, PROJECTED, UNMASKED, Embedded, Shape

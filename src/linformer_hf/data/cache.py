@@ -18,8 +18,9 @@ from typing import Any
 import datasets
 from tqdm.auto import tqdm
 
-from ..utils import checksums, full_disk
+from ..utils import checksums
 from ..utils.processes import forked
+from ..utils.writing import DiskFull, full_disk
 
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,13 @@ def _room_named(folder: Path) -> Iterator[None]:
     """Turn what a full disk raises into a DiskFull that names the folders that are written to."""
     try:
         yield
-    except full_disk.DiskFull:
+    except DiskFull:
         raise
     except Exception as error:
-        reason = full_disk.reason(error)
+        reason = full_disk(error)
         if reason is None:
             raise
-        raise full_disk.DiskFull(
+        raise DiskFull(
             f"preparing the corpus failed ({reason}): {folder} or {datasets.config.HF_DATASETS_CACHE} is full, and "
             "nothing half was left there. Make room and give the same command again, or set data.cache_dir and the "
             "environment variable HF_DATASETS_CACHE to folders with more of it."

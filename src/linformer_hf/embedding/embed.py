@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from ..utils.files import read_json, record, write_json
 from ..utils.options import Embed, takes
-from ..utils.renaming import beside
+from ..utils.writing import beside
 from .encoder import DocumentEncoder, Part, Read, grouped
 from .inputs import Document, Inputs
 

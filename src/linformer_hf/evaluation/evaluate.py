@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..recipe import load_recipe
+from ..utils.recipe import load_recipe
 from ..utils.runs import Run
 from ..utils.timing import interleave, peak_bytes
 from . import books, needles, python_code, scores

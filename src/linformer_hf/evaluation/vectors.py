@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..utils.renaming import beside
+from ..utils.writing import beside
 from .methods import Method
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from ..benchmark.tables import table_2
 from ..data.metrics import ERRORS, test_metric
 from ..data.tasks import TaskData
-from ..recipe import Recipe, RecipeError, load_recipe
 from ..training.finetune import read_recipe as read_finetune
 from ..utils.files import write_text
+from ..utils.recipe import Recipe, RecipeError, load_recipe
 from ..utils.runs import Run
 from .grid import KEPT, TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..recipe import Recipe, same_recipe
 from ..utils.files import RECIPE_FILE, RESULTS_FILE, read_json
 from ..utils.processes import PARENT, Children, sigterm_raises
+from ..utils.recipe import Recipe, same_recipe
 from ..utils.reporting import markdown_table
 from ..utils.runs import Run
 

@@ -19,8 +19,8 @@ from ..benchmark import benchmark
 from ..configuration_linformer import LinformerConfig
 from ..conversion.convert import convert
 from ..modeling_linformer import LinformerModel
-from ..recipe import Recipe, RecipeError, load_recipe, same_recipe
 from ..utils.files import RESULTS_FILE, read_json
+from ..utils.recipe import Recipe, RecipeError, load_recipe, same_recipe
 from ..utils.runs import Run
 from ..utils.timing import longest_chain
 from . import compare, spectrum, sweep, theory

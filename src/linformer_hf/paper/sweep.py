@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..recipe import Recipe, RecipeError, load_recipe
 from ..training.pretrain import read_recipe as read_pretrain
 from ..utils.figures import new_figure, save_figure, shades
 from ..utils.files import write_text
+from ..utils.recipe import Recipe, RecipeError, load_recipe
 from ..utils.runs import Run
 from .grid import KEPT, TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
 

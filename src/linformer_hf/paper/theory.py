@@ -29,9 +29,9 @@ from ..conversion.huggingface import read_source
 from ..conversion.shorten import exact_twin
 from ..conversion.texts import text_rows
 from ..modeling_linformer import LinformerModel
-from ..recipe import load_recipe
 from ..training.run import open_run
 from ..utils.figures import new_figure, save_figure, shades
+from ..utils.recipe import load_recipe
 from ..utils.reporting import markdown_table
 from ..utils.timing import watched
 

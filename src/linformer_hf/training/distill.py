@@ -33,8 +33,8 @@ from ..data.masking import DrawnDataset, EpochCallback, MaskedDataset, Masker, p
 from ..hub import sentence_head
 from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
-from ..recipe import Recipe, RecipeError, load_recipe
 from ..utils.files import loading
+from ..utils.recipe import Recipe, RecipeError, load_recipe
 from .agreement import check_rows
 from .passages import Draw, PassageCollator, Search, mean_state, pieces_loss, search_loss, taken
 from .run import Run, begin_run, last_evaluation, open_run, results, save_final, train, write_results, writing

@@ -33,9 +33,9 @@ from ..data.tasks import KINDS, OF_VECTORS, Kind, LoadedTask, TaskData, tokenize
 from ..embedding.encoder import positions_of
 from ..hub import sentence_head
 from ..hub.card import CardMetadata, metadata_of
-from ..recipe import load_recipe
 from ..utils.files import loading
 from ..utils.places import own_name
+from ..utils.recipe import load_recipe
 from ..utils.reporting import summary_table
 from . import pairs
 from .agreement import check_rows

@@ -21,8 +21,8 @@ from ..data.metrics import METRICS
 from ..data.tasks import OF_VECTORS, LoadedTask
 from ..embedding.encoder import check_weights
 from ..hub import sentence_head
-from ..recipe import Recipe
 from ..utils.files import loading
+from ..utils.recipe import Recipe
 
 
 if TYPE_CHECKING:

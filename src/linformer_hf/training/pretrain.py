@@ -24,9 +24,9 @@ from ..data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, p
 from ..data.tokenizer import load_tokenizer, stored
 from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM
-from ..recipe import Recipe, RecipeError, check_type, load_recipe
 from ..utils.files import loading, read_json
 from ..utils.processes import processes
+from ..utils.recipe import Recipe, RecipeError, check_type, load_recipe
 from ..utils.reporting import summary_table
 from .agreement import check_rows
 from .checkpoints import last_whole_checkpoint

@@ -16,13 +16,13 @@ from typing import Any
 from transformers import Trainer
 
 from ..hub.card import write_card
-from ..utils import checksums, full_disk
+from ..utils import checksums
 from ..utils.environment import peak_memory_mib
 from ..utils.figures import new_figure, save_figure
 from ..utils.files import CURVE_FILE, RECIPE_FILE, RESULTS_FILE, read_json, record, write_json
-from ..utils.full_disk import DiskFull
 from ..utils.processes import Interrupted, is_main_process, lost
 from ..utils.runs import Run
+from ..utils.writing import DiskFull, full_disk
 from . import agreement, sharding, trackers
 from .callbacks import AlreadyTrained, Watch
 from .checkpoints import (
@@ -207,7 +207,7 @@ def writing(folder: Path) -> Iterator[None]:
     except DiskFull:
         raise
     except Exception as error:
-        reason = full_disk.reason(error)
+        reason = full_disk(error)
         if reason is None:
             raise
         if is_main_process():

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from .renaming import beside
+from .writing import beside
 
 
 CHECKSUMS_FILE = "checksums.json"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .renaming import beside
+from .writing import beside
 
 
 def new_figure(size: tuple[float, float], **options: Any) -> tuple[Any, Any]:

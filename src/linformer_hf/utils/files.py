@@ -12,7 +12,7 @@ from typing import Any
 
 from . import checksums
 from .places import from_home
-from .renaming import beside
+from .writing import beside
 
 
 RESULTS_FILE = "results.json"

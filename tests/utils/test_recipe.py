@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from linformer_hf.data.documents import PretrainingData
-from linformer_hf.recipe import RecipeError, check_type, describe, fields_of, load_recipe, same_recipe
 from linformer_hf.training.pretrain import ModelSection
+from linformer_hf.utils.recipe import RecipeError, check_type, describe, fields_of, load_recipe, same_recipe
 
 
 @dataclass

@@ -22,8 +22,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
-from .utils.files import record
-from .utils.places import ACCESS_TOKEN
+from .files import record
+from .places import ACCESS_TOKEN
 
 
 # Fields of TrainingArguments that a run's folder cannot keep its promises with.

@@ -1,0 +1,53 @@
+"""What attention is made of: dropout, the written-out softmax. Attention itself is held against reference.py."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from linformer_hf.attention_linformer import drop, eager_attention_forward
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_its_gradient_has_the_same_mask(rate, dtype):
+    torch.manual_seed(0)
+    states = torch.ones(1001, 333, dtype=dtype, requires_grad=True)
+    dropped = drop(states, rate, training=True)
+    kept = dropped != 0
+    share = 1 - rate
+    spread = math.sqrt(rate * share / states.numel())
+    assert abs(kept.float().mean().item() - share) < 5 * spread
+    scale = torch.tensor(1 / share, dtype=dtype)
+    assert (dropped[kept] - scale).abs().max() <= 2e-3 * scale
+    # No element hangs together with its neighbour, and every row has a mask of its own.
+    centred = kept.float() - share
+    assert abs((centred[:, 1:] * centred[:, :-1]).mean().item()) < 5 * rate * share / math.sqrt(states.numel())
+    assert not torch.equal(kept[0], kept[1])
+    dropped.sum().backward()
+    assert torch.equal(states.grad, dropped.detach())
+
+
+def test_dropout_follows_the_seed_and_rests_in_evaluation():
+    states = torch.randn(50, 40, requires_grad=True)
+    torch.manual_seed(3)
+    first = drop(states, 0.3, training=True)
+    torch.manual_seed(3)
+    second = drop(states, 0.3, training=True)
+    assert torch.equal(first, second)
+    assert not torch.equal(second, drop(states, 0.3, training=True))
+    assert drop(states, 0.3, training=False) is states
+    assert drop(states, 0.0, training=True) is states
+    assert not drop(states, 1.0, training=True).any()
+
+
+def test_the_written_out_softmax_keeps_float64_on_an_accelerator(monkeypatch):
+    seen = []
+    softmax = F.softmax
+    monkeypatch.setattr(F, "softmax", lambda x, dim, dtype: (seen.append(dtype), softmax(x, dim, dtype=dtype))[1])
+    module = torch.nn.Identity().eval()
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        states = torch.zeros(1, 2, 3, 4, dtype=dtype, device="meta")
+        assert eager_attention_forward(module, states, states, states, None, 1.0)[0].dtype == dtype
+    assert seen == [torch.float64, torch.float32, torch.float32]
