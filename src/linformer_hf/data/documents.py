@@ -278,8 +278,8 @@ def check_column(source: Source, columns: list[str] | None) -> None:
 
 
 def demo_documents(collection: str | None = None) -> list[dict[str, Any]]:
-    """Text of installed packages: one collection, or the demo's three. Books that `bible-paraphrase` tests on are held
-    out."""
+    """Text of installed packages: one collection, or the demo's three. Books that `bible-paraphrase` and `word-order`
+    test on are held out."""
     chosen = demo_texts.DEMO if collection is None else (collection,)
     documents = [(source, name, text) for source in chosen for name, text in demo_texts.COLLECTIONS[source]()]
     return [

@@ -179,9 +179,24 @@ def baselines(train_rows: Dataset, test_rows: Dataset, classes: int) -> dict[str
     if "pair" in train_rows.column_names and classes == 2:
         train, test = _overlaps(train_rows), _overlaps(test_rows)
         for name in ("shared_words", "word_overlap"):
-            threshold, sign = best_threshold(train[name], labels)
-            result[name] = float(((sign * test[name] >= sign * threshold) == answers).mean())
+            result[name] = _by_threshold(train[name], labels, test[name], answers)
     return result
+
+
+def by_rules(rules: Mapping[str, Callable[[str], float]], known_rows: Dataset, test_rows: Dataset) -> dict[str, float]:
+    """Test accuracy of each rule, a text's score: the threshold is from `known_rows`."""
+    result = {}
+    for name, rule in rules.items():
+        known, test = ([rule(text) for text in rows["text"]] for rows in (known_rows, test_rows))
+        result[name] = _by_threshold(np.array(known), known_rows["label"], np.array(test), np.array(test_rows["label"]))
+    return result
+
+
+def _by_threshold(
+    known: np.ndarray, labels: Sequence[int] | np.ndarray, test: np.ndarray, answers: np.ndarray
+) -> float:
+    threshold, sign = best_threshold(known, labels)
+    return float(((sign * test >= sign * threshold) == answers).mean())
 
 
 def _overlaps(rows: Dataset) -> dict[str, np.ndarray]:

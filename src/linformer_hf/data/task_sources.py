@@ -11,9 +11,9 @@ import datasets
 from datasets import Dataset
 
 from . import tables
-from .demo_tasks import bible_pairs, bible_paraphrase, genre_task, movie_snippets
+from .demo_tasks import bible_pairs, bible_paraphrase, genre_task, movie_snippets, word_order
 from .documents import load_hub
-from .metrics import METRICS, SEQEVAL, baselines
+from .metrics import METRICS, SEQEVAL, baselines, by_rules
 from .tables import TableError
 from .tasks import KINDS, OF_VECTORS, LoadedTask, TaskData, split_off, split_off_by_class, with_labels
 
@@ -86,6 +86,8 @@ def load_task(data: TaskData) -> LoadedTask:
     """
     if data.task == "bible-paraphrase":
         task = bible_paraphrase()
+    elif data.task == "word-order":
+        task = word_order()
     elif data.task == "bible-pairs":
         task = bible_pairs()
     elif data.task == "genre":
@@ -113,7 +115,7 @@ def load_task(data: TaskData) -> LoadedTask:
                 f"{len(task.train):,} training rows: there is nothing to learn. Check "
                 f"label_column={data.label_column or 'label'!r}."
             )
-        task.baselines = baselines(task.train, task.test, len(names))
+        task.baselines = baselines(task.train, task.test, len(names)) | by_rules(task.rules, task.validation, task.test)
     return task
 
 

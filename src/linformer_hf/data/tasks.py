@@ -1,8 +1,8 @@
 """Labelled rows for fine-tuning: every kind of task in one table, the section `data`, rows as a model reads them.
 
 GLUE hides its test labels, so there (as in the paper) the published validation rows are the test, and validation is a
-slice of the training rows. `bible-paraphrase`, `movie-snippets` and `genre` need no Hub. The labels of
-`bible-paraphrase` and `genre` are constructed: their numbers never belong beside QQP's or anyone's.
+slice of the training rows. `bible-paraphrase`, `word-order`, `movie-snippets` and `genre` need no Hub. The labels of
+all but `movie-snippets` are constructed: their numbers never belong beside QQP's, CoLA's or anyone's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -184,7 +184,7 @@ KINDS = {
     "similarity": _vectors({"text": "sentence1", "pair": "sentence2", "label": "score"}, ("spearman", "pearson")),
 }
 OF_VECTORS = ("pairs", "similarity")  # the kinds whose model is a sentence encoder
-DEMO_TASKS = ("bible-paraphrase", "bible-pairs", "movie-snippets", "genre")
+DEMO_TASKS = ("bible-paraphrase", "word-order", "bible-pairs", "movie-snippets", "genre")
 OF_THE_HUB = ("repository", "configuration", "revision", "validation_split", "test_split")
 OF_ROWS = (
     *("kind", "text_column", "pair_column", "negative_column", "label_column", "choice_columns", "separator"),
@@ -239,6 +239,7 @@ class TaskData:
         "rte",
         "wnli",
         "bible-paraphrase",
+        "word-order",
         "bible-pairs",
         "movie-snippets",
         "genre",
@@ -334,6 +335,7 @@ class LoadedTask:
         positive: of two classes, the one that F1 is about.
         baselines: test accuracy of answers that need no model.
         more_tests: further test rows by name.
+        rules: of two classes, a text's score by which the second is told from the first, without a model.
     """
 
     name: str
@@ -348,6 +350,7 @@ class LoadedTask:
     positive: int = 1
     kind: str = "classification"
     more_tests: dict[str, Dataset] = field(default_factory=dict)
+    rules: Mapping[str, Callable[[str], float]] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, Dataset]:

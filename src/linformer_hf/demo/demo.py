@@ -1,8 +1,8 @@
 """`linformer-hf demo`: pretrain and fine-tune a small Linformer on real text, load it, report what it learned.
 
 The text comes from installed packages (extra `demo`), the two recipes from this package. The report compares every
-number with what needs no learning: token frequencies, the majority class, word overlap, and the same fine-tuning from
-random weights.
+number with what needs no model: token frequencies, the majority class, rare pairs of words; and with the same
+fine-tuning from random weights.
 """
 
 import logging
@@ -39,6 +39,8 @@ MASKED_SENTENCES = (
     "what is thy name? thou [MASK] a villain!",
     "if the function is [MASK] with an argument, it returns none.",
 )
+TASK = "word-order"
+WORDS_SHOWN = 16  # of a verse in the report, at most
 FOLDERS = {True: "finetuned", False: "from-random"}
 
 
@@ -69,7 +71,7 @@ def demo(options: Demo) -> Path:
     )
     pretrained = pretrain(recipe("pretrain"), [f"training.output_dir={folder / 'pretrained'}", half])
     runs: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    logger.info("2/3  Fine-tuning on bible-paraphrase: %d seeds from these weights, and from random ones", len(SEEDS))
+    logger.info("2/3  Fine-tuning on word-order: %d seeds from these weights, and from random ones", len(SEEDS))
     for seed in SEEDS:
         for learned in (True, False):
             place = finetune(
@@ -86,7 +88,7 @@ def demo(options: Demo) -> Path:
     logger.info("3/3  Loading both with the Auto classes and pipelines")
     content = summary(_results(pretrained), runs, time.time() - started)
     content["fillings"] = fill_masks(pretrained)
-    content["pairs"] = classify_pairs(folder / f"{FOLDERS[True]}-{SEEDS[0]}")
+    content["verses"] = classify_verses(folder / f"{FOLDERS[True]}-{SEEDS[0]}")
     plot(folder / "report.png", content, _results(pretrained))
     write_text(folder / "report.md", render(content, folder))
     write_json(folder / RESULTS_FILE, content)
@@ -135,19 +137,19 @@ def fill_masks(folder: Path) -> list[tuple[str, list[tuple[str, float]]]]:
     ]
 
 
-def classify_pairs(folder: Path, count: int = 4) -> list[tuple[str, str, str, str, float]]:
-    """The first rows of the test: both texts, the right answer, the model's, and its probability."""
-    task = load_task(TaskData(task="bible-paraphrase"))
+def classify_verses(folder: Path, count: int = 6) -> list[tuple[str, str, str, float]]:
+    """Short rows of the test: the text, the right answer, the model's, and its probability."""
+    task = load_task(TaskData(task=TASK))
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     classify = pipeline(
         "text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu"
     )
-    rows = task.test.shuffle(seed=0).select(range(count))
-    answers = [classify({"text": row["text"], "text_pair": row["pair"]}) for row in rows]
+    short = task.test.filter(lambda text: len(text.split()) <= WORDS_SHOWN, input_columns="text")
+    rows = short.shuffle(seed=0).select(range(count)).to_list()
     names = task.label_names or []
     return [
-        (row["text"], row["pair"], names[row["label"]], answer["label"], answer["score"])
-        for row, answer in zip(rows, answers, strict=True)
+        (row["text"], names[row["label"]], answer["label"], answer["score"])
+        for row, answer in zip(rows, classify([row["text"] for row in rows]), strict=True)
     ]
 
 
@@ -167,7 +169,7 @@ def render(content: dict[str, Any], folder: Path) -> str:
         ],
     )
     tuned = markdown_table(
-        ["bible-paraphrase, books that pretraining held out", "test accuracy"],
+        [f"{TASK}, books that pretraining held out", "test accuracy"],
         [
             [
                 f"fine-tuned from the pretrained weights, {seeds} seeds (lowest to highest)",
@@ -175,17 +177,16 @@ def render(content: dict[str, Any], folder: Path) -> str:
             ],
             [f"the same from random weights, {seeds} seeds", spread(accuracy["from-random"])],
             ["majority class", baselines["majority"]],
-            ["threshold on the number of shared words", baselines["shared_words"]],
-            ["threshold on word overlap (Jaccard)", baselines["word_overlap"]],
+            ["threshold on how rare the rarest pairs of words are", baselines["rare_word_pairs"]],
         ],
     )
     filled = markdown_table(
         ["sentence", "fillings"],
         [[text, ", ".join(f"{word} {share:.2f}" for word, share in answers)] for text, answers in content["fillings"]],
     )
-    pairs = markdown_table(
-        ["one translation", "another", "right answer", "model"],
-        [[one, other, right, f"{given} {share:.2f}"] for one, other, right, given, share in content["pairs"]],
+    verses = markdown_table(
+        ["verse", "right answer", "model"],
+        [[text, right, f"{given} {share:.2f}"] for text, right, given, share in content["verses"]],
     )
     return f"""# What the demo's Linformer learned
 
@@ -202,12 +203,13 @@ below the unigram baseline's on the same masks.
 
 {tuned}
 
-{content["test_rows"]:,} test rows. The labels are constructed (is it the same verse, or one close by?), so this is no \
-GLUE number. A word-overlap rule made for the task is a strong opponent for it.
+{content["test_rows"]:,} test rows. Does a verse stand as it was written, or were two neighbouring words exchanged? \
+The labels are constructed, so this is no number of CoLA's. The rule knows how often each pair of neighbouring words \
+stands in the training verses.
 
 {filled}
 
-{pairs}
+{verses}
 
 Where everything lies: `{folder / "pretrained"}` (AutoModelForMaskedLM), `{folder / "finetuned-0"}` \
 (AutoModelForSequenceClassification); each with results.json, curve.png and a model card. The prepared text is cached \
@@ -238,5 +240,5 @@ def plot(path: Path, content: dict[str, Any], pretrained: dict[str, Any]) -> Non
         right.axhline(value, linestyle="--", linewidth=1, color="gray")
         right.text(1.95, value, f"{name.replace('_', ' ')} {value:.3f}", fontsize=8, va="bottom", ha="right")
     right.set_xticks(range(len(names)), list(names.values()))
-    right.set(ylim=(0.4, 1), xlim=(-0.5, 2), ylabel="test accuracy", title="bible-paraphrase (dots: seeds)")
+    right.set(ylim=(0.4, 1), xlim=(-0.5, 2), ylabel="test accuracy", title=f"{TASK} (dots: seeds)")
     save_figure(figure, path)
