@@ -92,7 +92,7 @@ def test_the_rule_of_rare_pairs_prefers_pairs_that_it_has_seen():
     assert rule("the king went to the city") > rule("king the went to the city")
     assert rule("the king went to the city") > rule("the king to went the city")
     # Behind a word that it does not know any word is as likely as ever.
-    assert rule("unknown king") > rule("the unknown") and rule("unknown words") == rule("zzz yyy")
+    assert rule("unknown words") == rule("zzz yyy")
 
 
 def test_the_last_words_of_a_book_are_no_passage_unless_there_are_enough(monkeypatch):
