@@ -19,9 +19,9 @@ def committed(name):
     return json.loads((REPORTS / name / "results.json").read_text(encoding="utf-8"))
 
 
-def run(perplexity, n=128, k=32, kind="linear", sharing="headwise", ratio=10.0, before=1.05):
+def run(perplexity, n=128, k=32, kind="linear", sharing="headwise", ratio=10.0, before=1.05, window=0):
     """`before`: the perplexity at two thirds of the updates, over the last."""
-    model = {"max_position_embeddings": n, "projected_length": k, "projection_type": kind}
+    model = {"max_position_embeddings": n, "projected_length": k, "projection_type": kind, "local_window": window}
     metrics = {"validation_perplexity": perplexity, "perplexity_ratio": ratio}
     curve = [{"step": step, "perplexity": perplexity * over} for step, over in ((4, 3.0), (8, before), (12, 1.0))]
     return {"metrics": metrics, "model": {**model, "projection_sharing": sharing}, "curve": curve}
@@ -72,6 +72,24 @@ def test_a_quarter_is_compared_with_full_attention_at_the_same_n():
     assert judge_sweep(quarter, plain=(FAR, {})).verdict == FAILS
     assert quarter(sweep(plain=PLAIN)).verdict == UNSEEN
     assert "K = 32, N = 128: +1.8 %" in judge_sweep(quarter).measured
+
+
+@pytest.mark.parametrize("model", [{"kind": "dense_conv"}, {"window": 5}, {"k": 31, "kind": "dense_conv", "window": 5}])
+def test_of_our_forms_at_a_quarter_the_best_is_judged(model):
+    rule = claims.quarter_of_ours
+    assert judge_sweep(rule).verdict == UNSEEN  # the paper's form is none of them
+    assert judge_sweep(rule, cell=(PLAIN[0], model)).verdict == HOLDS
+    far = judge_sweep(rule, cell=(FAR, model))
+    assert far.verdict == FAILS
+    assert ("with a band of 15" in far.measured) == ("window" in model)
+    assert judge_sweep(rule, cell=(FAR, model), best=(PLAIN[0], {"kind": "dense_conv"})).verdict == HOLDS
+    assert judge_sweep(rule, cell=(PLAIN[0], {**model, "k": 64})).verdict == UNSEEN  # not a quarter
+    assert judge_sweep(rule, cell=(PLAIN[0], {**model, "n": 256})).verdict == UNSEEN  # no full attention at this N
+
+
+def test_what_is_said_of_a_type_is_not_meant_of_it_with_a_band():
+    found = judge_sweep(claims.by_sharing, none=([10.0, 11.0, 12.0], {"sharing": "none"}), band=(FAR, {"window": 5}))
+    assert found.verdict == HOLDS
 
 
 def test_sharing_is_compared_with_no_sharing_and_one_bad_mode_decides():

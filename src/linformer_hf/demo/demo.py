@@ -12,7 +12,7 @@ import statistics
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -39,7 +39,7 @@ MASKED_SENTENCES = (
     "what is thy name? thou [MASK] a villain!",
     "if the function is [MASK] with an argument, it returns none.",
 )
-TASK = "word-order"
+TASK: Final = "word-order"
 WORDS_SHOWN = 16  # of a verse in the report, at most
 FOLDERS = {True: "finetuned", False: "from-random"}
 

@@ -20,6 +20,7 @@ from ..benchmark.published import TABLE_3
 from ..benchmark.tables import BASELINE, LONG, exponent, grouped, passed, savings
 from ..data.metrics import test_metric
 from .verdicts import (
+    BAND,
     CLAIMS,
     CLOSE,
     FAILS,
@@ -132,6 +133,33 @@ def _shortened(cells: list[Kind], divisor: int) -> Pairs:
 @over_sweeps
 def quarter(cells: list[Kind]) -> Pairs:
     return _shortened(cells, 4)
+
+
+@claim(
+    "From random weights K = N / 4 is on par: a dense convolution, or a band of single tokens among the K",
+    "ours: extensions of the paper's section 4",
+    f"{_CLOSE}; of all such cells the best is judged",
+    SWEEP,
+    missing=_CELLS,
+)
+def quarter_of_ours(evidence: Evidence) -> Iterator[Seen]:
+    for found in evidence["sweep"]:
+        if best := min(over_sweeps(_extended)({"sweep": [found]}), key=_place, default=None):
+            yield best
+
+
+def _extended(cells: list[Kind]) -> Pairs:
+    """Slots of one size must divide N, so with a band K may be a little below N / 4."""
+    full = next((cell for cell in cells if cell.k == cell.n), None)
+    for cell in cells if full else ():
+        ours = cell.type.startswith("dense_conv") or BAND.format("") in cell.type
+        if full and ours and cell.n == full.n and isinstance(cell.k, int) and 0.85 * full.n <= 4 * cell.k <= full.n:
+            yield cell, full, f"{cell.type}, K = {cell.k}, N = {cell.n}"
+
+
+def _place(seen: Seen) -> int:
+    """Holds, cannot be seen, does not hold."""
+    return (HOLDS, UNSEEN, FAILS).index(seen[0])
 
 
 @claim("K = N / 2 is nearly on par with full attention", "Figure 3 (a)", _CLOSE, SWEEP, missing=_CELLS)

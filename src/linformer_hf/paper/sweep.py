@@ -32,7 +32,7 @@ FULL_ATTENTION = (
 )
 STEPS_FILE, SECONDS_FILE = "perplexity-steps.png", "perplexity-seconds.png"
 MARKERS = "osv^DPX*<>pdh"  # so that curves can be told apart without their colours
-MODEL = ("max_position_embeddings", "projected_length", "projection_type", "projection_sharing")
+MODEL = ("max_position_embeddings", "projected_length", "projection_type", "projection_sharing", "local_window")
 
 
 @dataclass

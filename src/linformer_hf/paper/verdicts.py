@@ -13,6 +13,7 @@ HOLDS, FAILS, UNSEEN = "holds", "does not hold", "cannot be seen at this scale"
 CLOSE = 0.05  # of the perplexity
 LEARNED = 2.0  # times below the perplexity of token frequencies
 PERPLEXITY = "validation_perplexity"
+BAND = " with a band of {}"
 SETTLED = 0.1  # largest fall of the perplexity over the last third of the updates
 Evidence = dict[str, list[dict[str, Any]]]
 Seen = tuple[str, str, str]  # verdict, the numbers in words, what they were measured on
@@ -92,7 +93,7 @@ class Kind:
     name: str
     n: int
     k: int | list[int]
-    type: str
+    type: str  # of projection, and the band if there is one: what is said of a type is not meant of it with a band
     sharing: str | None
 
 
@@ -105,7 +106,8 @@ def kinds(sweep: dict[str, Any]) -> list[Kind]:
             type_ = model.get("projection_type", "linear")
             sharing = model.get("projection_sharing", "layerwise") if type_ in LEARNED_TYPES else None
             k, n = model.get("projected_length", 256), model.get("max_position_embeddings", 512)
-            found.append(Kind(name, n, k, type_, sharing))
+            band = BAND.format(3 * model["local_window"]) if model.get("local_window") else ""
+            found.append(Kind(name, n, k, type_ + band, sharing))
     return found
 
 
