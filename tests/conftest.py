@@ -38,7 +38,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Each file is run by one process (--dist loadfile), which makes the fixtures of the file once.
 LONGEST = (
-    *("processes", "benchmark", "onnx", "upstream", "interruption", "export", "kills_of_groups", "modeling_linformer"),
+    *("compile", "processes", "benchmark", "onnx", "upstream", "interruption", "export", "kills_of_groups"),
+    "modeling_linformer",
     "sentence_head",
     *("push", "run", "sources", "convert", "security", "corruption", "distill", "determinism", "numerics", "app"),
     *(
@@ -60,6 +61,13 @@ VOCABULARY = (
     "the a river mountain keeper painter walked walking stood under over quietly Straße café naïve Björn Zoë old new "
     "lantern harbour stone window letter reading written unreadable rewritten garden gardener and or with without 42"
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """From 2 to 8: one for each thread of a core, and for 4 GiB, which is for all that a test starts."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**32
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return max(2, min(cores, memory, 8))
 
 
 @pytest.hookimpl(tryfirst=True)
