@@ -17,7 +17,6 @@ from linformer_hf import (
     LinformerConfig,
     LinformerModel,
     attention_linformer,
-    modeling_linformer,
     projection_linformer,
     tokens_linformer,
 )
@@ -194,7 +193,7 @@ class NoReads(TorchDispatchMode):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_read_where_the_device_is_not_the_cpu(kind, training, monkeypatch):
     """`test_nothing_waits_for_the_device` for machines without one: the CPU is said to be unreadable."""
-    for module in (attention_linformer, modeling_linformer, projection_linformer, tokens_linformer):
+    for module in (attention_linformer, projection_linformer, tokens_linformer):
         monkeypatch.setattr(module, "readable", lambda tensor: False)
     monkeypatch.setattr(LinformerModel, "_packs", lambda *given: False)
     for head, labels in {"Model": lambda ids: {}, **HEADS}.items():
@@ -226,7 +225,7 @@ def test_the_documents_of_a_flat_row_are_told_without_a_read(kind, monkeypatch):
     with torch.no_grad():
         found = model(**given).last_hidden_state[0]
         assert error(found, states(build(kind).double(), batch("right"))) < TOLERANCE[torch.float32]
-    for module in (attention_linformer, modeling_linformer, projection_linformer, tokens_linformer):
+    for module in (attention_linformer, projection_linformer, tokens_linformer):
         monkeypatch.setattr(module, "readable", lambda tensor: False)
     monkeypatch.setattr(LinformerModel, "_packs", lambda *given: False)
     with NoReads():
