@@ -373,13 +373,15 @@ def report(
 def card(content: dict[str, Any], config: LinformerConfig, title: str) -> dict[str, Any]:
     """What the model card says (see model_card)."""
     metrics = content["metrics"]
+    sharing = f", sharing `{config.projection_sharing}`" if config.projection_sharing else ""
+    band = f", of which {3 * config.local_window} are a band of single tokens" if config.local_window else ""
     measured = (("perplexity", "validation_perplexity"), ("accuracy", "validation_masked_accuracy"))
     return dict(
         title=title,
         summary=(
             f"A Linformer encoder ({config.num_hidden_layers} layers, {config.hidden_size} wide, "
-            f"{config.num_attention_heads} heads; projection `{config.projection_type}`, sharing "
-            f"`{config.projection_sharing}`, K = {config.projected_length}), pretrained as a masked language model for "
+            f"{config.num_attention_heads} heads; projection `{config.projection_type}`{sharing}, "
+            f"K = {config.projected_length}{band}), pretrained as a masked language model for "
             f"{content['steps']:,} steps on {content['trained_tokens']:,} tokens."
         ),
         metrics={
