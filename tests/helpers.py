@@ -126,6 +126,11 @@ SOURCE = ROOT / "src" / "linformer_hf"
 MODULES = {path.relative_to(SOURCE).with_suffix("").as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
 
 
+# save_pretrained copies these beside the weights, where transformers loads them without this package.
+COPIED = tuple(f"{name}_linformer" for name in ("configuration", "tokens", "projection", "attention", "modeling"))
+CODE = {f"{name}.py" for name in COPIED}
+
+
 def setup_cfg() -> configparser.ConfigParser:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")

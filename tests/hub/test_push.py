@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import linformer_hf
-from helpers import BLOCKER
+from helpers import BLOCKER, CODE
 from hub_server import Hub, run_python
 from linformer_hf import cli
 from linformer_hf.conversion.convert import convert
@@ -216,8 +216,8 @@ def test_a_push_says_what_it_sends_and_where_it_is(hub, folder, capfd, caplog):
     assert printed.splitlines()[-1].endswith(f"{hub.endpoint}/jane/model at commit {sha}")
     assert "Left out: checkpoint-10/, stage-1/, train.csv, training_args.bin" in printed
     names = {
-        *("config.json", "attention_linformer.py", "configuration_linformer.py", "modeling_linformer.py"),
-        *("projection_linformer.py", "tokens_linformer.py"),
+        *CODE,
+        "config.json",
         *("README.md", "results.json", "fidelity.json", "fidelity.md", "fidelity.png"),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     }
@@ -578,9 +578,8 @@ def test_push_to_hub_and_trainer_reach_the_hub(hub, model_folder, tmp_path):
     ran = run_python(TRAIN, str(model_folder), hub=hub, home=tmp_path / "home", package=True, HF_TOKEN=TOKEN)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert TOKEN not in ran.stdout + ran.stderr
-    code = {f"{name}_linformer.py" for name in ("configuration", "tokens", "projection", "modeling")}
     for name in ("jane/by-hand", "jane/by-trainer"):
-        assert code | {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(hub.files(name))
+        assert CODE | {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(hub.files(name))
     assert hub.files("jane/by-hand")["model.safetensors"] == (model_folder / "model.safetensors").read_bytes()
     assert hub.repositories["models", "jane/by-hand"].private
     assert hub.files("jane/by-trainer")["model.safetensors"] != hub.files("jane/by-hand")["model.safetensors"]

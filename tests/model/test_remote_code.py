@@ -12,7 +12,7 @@ import transformers
 from reference import tiny_batch, tiny_config, tiny_model
 
 import linformer_hf
-from helpers import BLOCKER
+from helpers import BLOCKER, CODE
 from waiting import HANG
 
 
@@ -21,7 +21,6 @@ AUTO_CLASSES = {
     "LinformerModel": "AutoModel",
     **{f"LinformerFor{head}": f"AutoModelFor{head}" for head in HEADS},
 }
-CODE = {f"{name}_linformer.py" for name in ("attention", "configuration", "tokens", "projection", "modeling")}
 # No two folders have the same options, so that each of the code's branches runs from a copy too.
 OPTIONS = {
     "LinformerModel": {},

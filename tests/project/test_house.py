@@ -13,11 +13,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import linformer_hf
-from helpers import MODULES, ROOT, SOURCE, setup_cfg
+from helpers import COPIED, MODULES, ROOT, SOURCE, setup_cfg
 
 
-# save_pretrained copies these beside the weights, where transformers loads them without this package.
-COPIED = tuple(f"{name}_linformer" for name in ("configuration", "tokens", "projection", "attention", "modeling"))
 # Imports go down only: one number for each room, and for each module that stands outside of them.
 FLOORS = {
     "utils": 0,

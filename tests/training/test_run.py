@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from transformers.trainer_callback import DefaultFlowCallback
 
 from helpers import (
+    CODE,
     MODEL,
     TRAINING,
     N,
@@ -33,9 +34,6 @@ from linformer_hf.data.masking import MaskedDataset, Masker
 from linformer_hf.hub.card import model_card
 from linformer_hf.training.finetune import finetune
 from linformer_hf.training.pretrain import pretrain, read_recipe
-
-
-MODELLING_FILES = {f"{name}_linformer.py" for name in ("configuration", "tokens", "projection", "modeling")}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +156,7 @@ def test_custom_code_lies_beside_the_weights(request, run):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["auto_map"]["AutoConfig"] == "configuration_linformer.LinformerConfig"
     assert config["auto_map"]["AutoModelForMaskedLM"] == "modeling_linformer.LinformerForMaskedLM"
-    assert {path.name for path in folder.glob("*.py")} == MODELLING_FILES
+    assert {path.name for path in folder.glob("*.py")} == CODE
 
 
 @pytest.mark.parametrize("run", ["pretrained", "finetuned"])
