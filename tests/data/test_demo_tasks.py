@@ -81,7 +81,7 @@ def test_a_verse_stands_as_written_or_two_plain_neighbours_are_exchanged(exchang
     for row in rows:
         moved = [i for i, (one, other) in enumerate(zip(row["text"].split(), words, strict=True)) if one != other]
         assert len(moved) == (0 if row["label"] else 2)
-        seen.update(map(tuple, [moved]))
+        seen.add(tuple(moved))
         assert sorted(row["text"].split()) == sorted(words)
     # "the beginning," has a mark, "God created" a capital, "earth." a mark.
     assert seen == {(), (4, 5), (5, 6), (6, 7), (7, 8)}
