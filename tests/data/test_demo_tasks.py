@@ -3,6 +3,8 @@
 import pytest
 
 from linformer_hf.data import demo_tasks, demo_texts
+from linformer_hf.data.task_sources import load_task
+from linformer_hf.data.tasks import TaskData
 
 
 @pytest.fixture
@@ -93,6 +95,17 @@ def test_the_rule_of_rare_pairs_prefers_pairs_that_it_has_seen():
     assert rule("the king went to the city") > rule("the king to went the city")
     # Behind a word that it does not know any word is as likely as ever.
     assert rule("unknown words") == rule("zzz yyy")
+
+
+def test_the_rule_stands_beside_the_model_and_judges_the_test_rows(exchanged, monkeypatch):
+    books = ("Genesis", "Jonah", "Ruth")  # of training, validation and test
+    sentence = "and the old king went from the city to the sea"
+    monkeypatch.setattr(demo_texts, "verses", lambda package: {(b, 1, i): sentence for b in books for i in range(40)})
+    monkeypatch.setattr(demo_tasks, "_exchanged_verses", exchanged)
+    task = load_task(TaskData("word-order"))
+    assert set(task.baselines) == {"majority", "rare_word_pairs"}
+    assert task.baselines["rare_word_pairs"] == 1 > task.baselines["majority"]
+    assert task.kind == "classification"
 
 
 def test_the_last_words_of_a_book_are_no_passage_unless_there_are_enough(monkeypatch):

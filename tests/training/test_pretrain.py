@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from helpers import MODEL, TRAINING, tiny_data, write_recipe
+from linformer_hf import LinformerConfig
 from linformer_hf.training.pretrain import (
     build_config,
+    card,
     corpus_name,
     count_trained,
     keep_predictions,
@@ -32,6 +34,21 @@ def test_the_tokenizer_gives_vocabulary_and_special_tokens_and_the_recipe_goes_b
     assert build_config({**MODEL, "vocab_size": len(tokenizer) + 8}, tokenizer).vocab_size == len(tokenizer) + 8
     with pytest.raises(RecipeError, match=rf"vocab_size=9 is smaller than .* {len(tokenizer)} tokens; leave it out"):
         build_config({**MODEL, "vocab_size": 9}, tokenizer)
+
+
+def test_the_card_says_what_the_keys_are():
+    metrics = dict.fromkeys(("validation_perplexity", "unigram_perplexity", "validation_masked_accuracy"), 2.0)
+    metrics |= dict.fromkeys(("unigram_masked_accuracy", "validation_masked_tokens"), 1)
+    content = dict.fromkeys(("steps", "trained_tokens", "tokens_per_second", "wall_seconds", "peak_memory_mib"), 1000)
+
+    def said(**changes) -> str:
+        return card({**content, "metrics": metrics, "recipe": {}}, LinformerConfig(**{**MODEL, **changes}), "t")[
+            "summary"
+        ]
+
+    assert "projection `linear`, sharing `layerwise`, K = 8), pretrained" in said()
+    banded = said(projection_type="mean_pool", local_window=2)
+    assert "projection `mean_pool`, K = 8, of which 6 are a band of single tokens), pretrained" in banded
 
 
 def test_accuracy_counts_masked_tokens_only():
