@@ -42,9 +42,11 @@ def test_the_card_says_what_the_keys_are():
     content = dict.fromkeys(("steps", "trained_tokens", "tokens_per_second", "wall_seconds", "peak_memory_mib"), 1000)
 
     def said(**changes) -> str:
-        return card({**content, "metrics": metrics, "recipe": {}}, LinformerConfig(**{**MODEL, **changes}), "t")[
-            "summary"
-        ]
+        return card(
+            {**content, "metrics": metrics, "recipe": {"data": {"sources": [{"kind": "demo"}]}}},
+            LinformerConfig(**{**MODEL, **changes}),
+            "t",
+        )["summary"]
 
     assert "projection `linear`, sharing `layerwise`, K = 8), pretrained" in said()
     banded = said(projection_type="mean_pool", local_window=2)
