@@ -48,6 +48,8 @@ BLOCK = 512
 # A function that gives the projection: were the module an argument itself, hooks that bring a layer's weights from
 # elsewhere (accelerate) would try to move it too.
 SharedProjection = Callable[[], LinformerProjection | None]
+# Keys or values of a band: of some blocks the one in front of them, themselves, the one behind, [B, 1 or b, H, w, D].
+Near = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def dropout_factor(states: torch.Tensor, rate: float) -> torch.Tensor:
@@ -98,6 +100,15 @@ def recomputed(function: Callable, length: int, *given: Any) -> Any:
     return checkpoint(function, *given, use_reentrant=False)
 
 
+def softmax(scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Over the last dimension, computed in float32 at least, given in `dtype`; `scores` may be written over."""
+    if scores.device.type != "cpu":
+        return nn.functional.softmax(scores, dim=-1, dtype=exact(scores.dtype)).to(dtype)
+    # On a CPU softmax computes in float32 whatever it is given.
+    free = scores if not torch.is_grad_enabled() and not is_tracing(scores) and not transformed() else None
+    return torch.softmax(scores, dim=-1, out=free)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -112,13 +123,45 @@ def eager_attention_forward(
     scores = torch.matmul(query * scaling, key.transpose(2, 3))  # [B, H, N, K]
     if attention_mask is not None:
         scores = scores + attention_mask
-    if scores.device.type == "cpu":  # softmax computes in float32 whatever it is given
-        free = scores if not torch.is_grad_enabled() and not is_tracing(scores) and not transformed() else None
-        weights = torch.softmax(scores, dim=-1, out=free)
-    else:
-        weights = nn.functional.softmax(scores, dim=-1, dtype=exact(scores.dtype)).to(query.dtype)
+    weights = softmax(scores, query.dtype)
     weights = drop(weights, dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def three_blocks(near: Near) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each block the one in front of it, itself and the one behind it, [B, b, H, w, D] each."""
+    blocks = torch.cat(near, 1)
+    return blocks[:, :-2], blocks[:, 1:-1], blocks[:, 2:]
+
+
+def eager_band_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    states: list[tuple[torch.Tensor, Near]],
+    bias: torch.Tensor,
+    scaling: float,
+    dropout: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`eager_attention_forward` over slots and a band, without a copy of the slots for every block.
+
+    Args:
+        query: of some blocks, [B, b, H, w, D].
+        states: of keys and of values the slots [B, H, S, D] and the band.
+        bias: [B, b, H or 1, K].
+
+    Returns:
+        [B, b w, H, D] and the map [B, H, b w, K], slots first.
+    """
+    (slot_keys, near_keys), (slot_values, near_values) = states
+    query, w = (query * scaling).transpose(1, 2), query.shape[3]  # [B, H, b, w, D]
+    key, value = (torch.cat(three_blocks(near), 3).transpose(1, 2) for near in (near_keys, near_values))
+    far = torch.matmul(query.flatten(2, 3), slot_keys.transpose(2, 3)).unflatten(2, (-1, w))  # [B, H, b, w, S]
+    scores = torch.cat([far, torch.matmul(query, key.transpose(3, 4))], 4)
+    weights = softmax(scores + bias.transpose(1, 2)[:, :, :, None], query.dtype)
+    weights = drop(weights, dropout, module.training)
+    far, near = weights.split([slot_keys.shape[2], 3 * w], 4)
+    output = torch.matmul(far.flatten(2, 3), slot_values) + torch.matmul(near, value).flatten(2, 3)
+    return output.transpose(1, 2), weights.flatten(2, 3)
 
 
 def attention_function(implementation: str | None) -> Callable:
@@ -220,14 +263,21 @@ class LinformerSelfAttention(nn.Module):
                 f"{self.projection_type!r} needs for this input (empty slots, or slots that weigh what their tokens "
                 "would together). Load the model with attn_implementation='sdpa'."
             )
-        attention = attention_function(implementation)
+        attention, written_out = self.implementation(query)
         dropout = self.attention_dropout if self.training else 0.0
-        written_out = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
-        plain = attention is sdpa_attention_forward and query.device.type == "cpu" and not is_tracing(query)
-        if plain and (written_out or not query.shape[0]):  # see the top; the kernel takes no empty batch with a bias
+        if written_out:
             compute = partial(eager_attention_forward, self, dropout=dropout, scaling=self.scaling, **kwargs)
             return recomputed(lambda *given: compute(*given)[0], query.shape[2], query, key, value, bias), None
         return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
+
+    def implementation(self, query: torch.Tensor) -> tuple[Callable, bool]:
+        """The chosen attention function, and whether it is sdpa's and is written out instead (see the top)."""
+        attention = attention_function(self.config._attn_implementation)
+        dropout = self.attention_dropout if self.training else 0.0
+        written_out = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
+        written_out |= not query.shape[0]  # the kernel takes no empty batch with a bias
+        plain = attention is sdpa_attention_forward and query.device.type == "cpu" and not is_tracing(query)
+        return attention, plain and written_out
 
     def banded_attention(
         self,
@@ -262,15 +312,15 @@ class LinformerSelfAttention(nn.Module):
         single = self.single_tokens(keys, values, bias, tokens)
         query = nn.functional.pad(self.query(front), (0, 0, 0, blocks * w - length))
         query = self.split_heads(query).unflatten(2, (blocks, w)).transpose(1, 2)  # [B, b, H, w, D]
-        by_block = (query, self.near(keys, blocks), self.near(values, blocks), bias)
+        by_block = (self.parts(query), self.near(keys, blocks), self.near(values, blocks), self.parts(bias))
         outputs, maps = [], []
-        for part, near_keys, near_values, part_bias in zip(*map(self.parts, by_block), strict=True):
+        for part, near_keys, near_values, part_bias in zip(*by_block, strict=True):
             compute = partial(self.attend_to_band, single=single, **kwargs)
             states = [(slot_keys, near_keys), (slot_values, near_values)]
             output, weights = recomputed(compute, length, part, states, part_bias)
-            outputs.append(output.reshape(batch, part.shape[1] * w, channels))  # [B b, w, H, D] -> [B, b w, C]
-            if weights is not None:  # [B b, H, w, K] -> [B, H, b w, K]
-                maps.append(weights.unflatten(0, part.shape[:2]).transpose(1, 2).flatten(2, 3))
+            outputs.append(output.reshape(batch, part.shape[1] * w, channels))  # [.., w, H, D] -> [B, b w, C]
+            if weights is not None:
+                maps.append(weights)
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
         weights = torch.cat(maps, 2) if maps else None
         if tokens.order is None and not in_general_form():  # a slice would fix N to multiples of w
@@ -285,14 +335,23 @@ class LinformerSelfAttention(nn.Module):
     def attend_to_band(
         self,
         query: torch.Tensor,
-        states: list[tuple[torch.Tensor, torch.Tensor]],
+        states: list[tuple[torch.Tensor, Near]],
         bias: torch.Tensor,
         single: list[torch.Tensor] | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Of some blocks [B, b, H, w, D] -> [B b, w, H, D] and the map or None."""
+        """Of some blocks [B, b, H, w, D] -> [B, b w, H, D] or the same as [B b, w, H, D]; the map [B, H, b w, K] or
+        None."""
+        attention, written_out = self.implementation(query)
+        if single is None and (written_out or attention is eager_attention_forward):
+            dropout = self.attention_dropout if self.training else 0.0
+            output, attended = eager_band_forward(self, query, states, bias, self.scaling, dropout)
+            return output, None if written_out else attended
         key, value, bias = self.band(states, bias, single)
-        return self.attend(query.flatten(0, 1), key, value, bias, **kwargs)
+        output, weights = self.attend(query.flatten(0, 1), key, value, bias, **kwargs)
+        if weights is None:
+            return output, None
+        return output, weights.unflatten(0, query.shape[:2]).transpose(1, 2).flatten(2, 3)  # [B b, H, w, K] before
 
     def parts(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys or biases of all blocks, [B, b, ...] -> those that are computed at a time: some `BLOCK` tokens.
@@ -304,21 +363,26 @@ class LinformerSelfAttention(nn.Module):
             return (states,)
         return states.split(max(1, BLOCK // self.local_window), 1)
 
-    def near(self, states: torch.Tensor, blocks: int) -> torch.Tensor:
-        """States [B, N, C] -> for each block its 3 w tokens, [B, b, H, 3 w, D], as a view."""
-        w = self.local_window
-        padded = nn.functional.pad(states, (0, 0, w, blocks * w - states.shape[1] + w))
+    def near(self, states: torch.Tensor, blocks: int) -> list[Near]:
+        """States [B, N, C] -> of each of the `parts`, as views: the block in front of it, its own and the next."""
+        w, length = self.local_window, states.shape[1]
+        if in_general_form() or length != blocks * w:
+            states = nn.functional.pad(states, (0, 0, 0, blocks * w - length))
         heads = (self.num_attention_heads, self.attention_head_size)
-        return padded.unfold(1, 3 * w, w).unflatten(2, heads).transpose(3, 4)
+        parts = self.parts(states.unflatten(1, (blocks, w)).unflatten(3, heads).transpose(2, 3))  # [B, b, H, w, D]
+        edge = torch.zeros_like(parts[0][:, :1])
+        before = [edge, *(part[:, -1:] for part in parts[:-1])]
+        after = [*(part[:, :1] for part in parts[1:]), edge]
+        return list(zip(before, parts, after, strict=True))
 
     def band(
-        self,
-        states: list[tuple[torch.Tensor, torch.Tensor]],
-        bias: torch.Tensor,
-        single: list[torch.Tensor] | None,
+        self, states: list[tuple[torch.Tensor, Near]], bias: torch.Tensor, single: list[torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of some blocks the keys and values (slots, then the 3 w tokens) and the bias, [B b, H, K or 1, D or K]."""
-        banded = [torch.cat([slots[:, None].expand(-1, near.shape[1], -1, -1, -1), near], 3) for slots, near in states]
+        banded = []
+        for slots, near in states:
+            each = three_blocks(near)
+            banded.append(torch.cat([slots[:, None].expand(-1, each[1].shape[1], -1, -1, -1), *each], 3))
         banded.append(bias[:, :, :, None])
         if single is not None:
             short, *instead = single

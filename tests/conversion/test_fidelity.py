@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from linformer_hf.conversion import fidelity
+from linformer_hf.conversion import fidelity, fidelity_page
 from linformer_hf.conversion.convert import convert_model
 from linformer_hf.conversion.huggingface import read_source
 from linformer_hf.conversion.shorten import exact_twin
@@ -109,15 +109,15 @@ def test_the_report_is_whole_and_written(source, held_out, tmp_path):
     assert content["lengths"]["12"]["final_error"] < 1e-5 < content["lengths"]["48"]["final_error"]
     for measured in content["lengths"].values():
         assert 0 < measured["seconds"]["student"]["min"] <= measured["seconds"]["student"]["median"]
-    fidelity.write(tmp_path, content)
+    fidelity_page.write(tmp_path, content)
     assert read_json(tmp_path / "fidelity.json", "") == json.loads(json.dumps(content, allow_nan=False))
     assert (tmp_path / "fidelity.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "fidelity.md").read_text()
     for part in ("plays", "manuals", "| 48 | ", "`gated_pool` with a band of 3 x 3 single tokens", "8 rows"):
         assert part in text
     assert ("same masked token" in text) == (source.head == "ForMaskedLM")
-    card = model_card(**fidelity.card(student, source, content, {"parameters": 12345}))
-    for part in ("12,345", "fidelity.png", fidelity.summary_table(content["lengths"]), "N = 48, K = 12"):
+    card = model_card(**fidelity_page.card(student, source, content, {"parameters": 12345}))
+    for part in ("12,345", "fidelity.png", fidelity_page.summary_table(content["lengths"]), "N = 48, K = 12"):
         assert part in card
     auto = "AutoModelForMaskedLM" if source.head == "ForMaskedLM" else "AutoModel"
     assert f"import AutoTokenizer, {auto}\n" in card
@@ -197,17 +197,51 @@ def fixed(lengths: dict[str, float], masked: bool = False, rho: float | None = 0
 
 
 def test_summary_table_row_by_row():
-    assert fidelity.summary_table(fixed({"12": 0.0, "48": 0.125})["lengths"]).splitlines() == [
+    assert fidelity_page.summary_table(fixed({"12": 0.0, "48": 0.125})["lengths"]).splitlines() == [
         "| tokens | cosine (floor) | rank correlation | error of the last hidden state | ms (source) | MiB (source) |",
         "| --- | --- | --- | --- | --- | --- |",
         "| 12 | 1.0000 (0.250) | 0.5000 | 0.0000 | 10.0 (20.0) | 10 (20) |",
         "| 48 | 0.9875 (0.250) | 0.5000 | 0.1250 | 10.0 (20.0) | 10 (20) |",
     ]
-    masked = fidelity.summary_table(fixed({"48": 0.125}, masked=True, rho=None)["lengths"]).splitlines()
+    masked = fidelity_page.summary_table(fixed({"48": 0.125}, masked=True, rho=None)["lengths"]).splitlines()
     assert masked[0].split(" | ")[4:6] == ["same masked token", "perplexity (source)"]
     assert masked[2] == (
         "| 48 | 0.9875 (0.250) | too few rows | 0.1250 | 0.875 | 5.00 (4.00) | 10.0 (20.0) | not measured |"
     )
+
+
+def test_the_band_and_the_slots_alone(source, held_out):
+    """K = 12: a band of 3 x 3, and 3 slots: the first token, the last one and all between."""
+    model = convert_model(source, projected_length=12).base_model
+    model.set_attn_implementation("eager")
+    ids = held_out["plays"][0][None]
+    before = model(ids, output_attentions=True)
+    for kept in ("band", "slots"):
+        with fidelity.alone(model, kept):
+            maps = torch.stack(model(ids, output_attentions=True).attentions)  # [L, 1, H, N, K]
+        assert maps.sum(-1).allclose(torch.ones(()), atol=1e-5)
+        first, between, last, near = maps[..., 0], maps[..., 1], maps[..., 2], maps[..., 3:]
+        assert (last > 0).any()
+        assert (between.max() == 0) == (kept == "band")
+        assert (near.max() == 0) == (kept == "slots")
+        assert (first[..., 0] > 0).all() == (kept == "slots")  # in the band of the first block, so shut beside it
+    assert model(ids, output_attentions=True).last_hidden_state.equal(before.last_hidden_state)
+
+
+def test_the_report_says_what_band_and_slots_are_worth_alone(source, held_out):
+    twin, student = exact_twin(source, N, "repeat"), convert_model(source, projected_length=12)
+    content = fidelity.report(source, twin, student, held_out, 1e-7)
+    assert [length for length, measured in content["lengths"].items() if "alone" in measured] == ["48"]
+    found = content["lengths"]["48"]
+    with fidelity.alone(student.base_model, "band"):
+        band = fidelity.measure(twin, student, stacked(held_out), source.tokenizer, source)
+    assert found["alone"]["band"] == {name: pytest.approx(band[name]) for name in ("cosine", "final_error")}
+    assert found["final_error"] < found["alone"]["band"]["final_error"] != found["alone"]["slots"]["final_error"]
+    text = fidelity_page.render(content)
+    assert f"| the slots | {found['alone']['slots']['cosine']:.4f} |" in text
+    without = fidelity.report(source, twin, convert_model(source, projected_length=12, local_window=0), held_out, 1e-7)
+    assert "alone" not in without["lengths"]["48"]
+    assert "queries see" not in fidelity_page.render(without)
 
 
 def test_full_attention_that_would_take_long_is_not_run(source, held_out, monkeypatch):
@@ -226,17 +260,17 @@ def test_full_attention_that_would_take_long_is_not_run(source, held_out, monkey
     monkeypatch.setattr(fidelity, "LONGEST_PASS", 2.0)
     lengths = fidelity.report(source, twin, student, held_out, 1e-7)["lengths"]
     assert asked == [True, True, False, False]
-    *_, row = fidelity.summary_table(lengths).splitlines()
+    *_, row = fidelity_page.summary_table(lengths).splitlines()
     assert row.count("(not run)") == 2
     assert "0.0000" not in row  # it is compared all the same
 
 
 def test_the_report_in_markdown():
-    text = fidelity.render(fixed({"12": 0.0, "48": 0.125}))
+    text = fidelity_page.render(fixed({"12": 0.0, "48": 0.125}))
     title, first, table = text.split("\n\n")[:3]
     assert title == "# How faithful is it?"
     assert first == "`acme/bert` beside its Linformer: N = 48, K = 12, `gated_pool`."
-    assert table == fidelity.summary_table(fixed({"12": 0.0, "48": 0.125})["lengths"])
+    assert table == fidelity_page.summary_table(fixed({"12": 0.0, "48": 0.125})["lengths"])
     assert "8 rows; errors are |ours - source| / |source|." in text
     assert "2 threads, float32" in text
     assert "differ by 1.5e-07 (relative)" in text
@@ -248,7 +282,7 @@ def test_the_report_in_markdown():
 
 @pytest.mark.parametrize("rho", [0.5, None])
 def test_the_plot_is_a_picture(rho, tmp_path):
-    fidelity.plot(tmp_path / "p.png", fixed({"12": 0.0, "48": 0.125}, rho=rho))
+    fidelity_page.plot(tmp_path / "p.png", fixed({"12": 0.0, "48": 0.125}, rho=rho))
     picture = (tmp_path / "p.png").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(picture) > 20_000
@@ -310,13 +344,13 @@ def test_the_card_word_by_word(tiny_source, tmp_path):
     metrics = {"parameters": 12345, "wall time, s": 1.5}
     for name, base in (("acme/bert", "base_model: acme/bert\n"), (str(tmp_path / "bert"), "")):
         (tmp_path / "bert").mkdir(exist_ok=True)
-        card = model_card(**fidelity.card(student, replace(source, name=name), fixed({"48": 0.125}), metrics))
+        card = model_card(**fidelity_page.card(student, replace(source, name=name), fixed({"48": 0.125}), metrics))
         assert card.strip() == CARD.format(name=name if base else "bert", base=base).strip()
 
 
 def test_the_card_of_an_official_linformer_claims_no_measurement(tiny_source):
     source = read_source(str(tiny_source()))
-    facts = fidelity.card(convert_model(source, projected_length=12), source, None, {"parameters": 1})
+    facts = fidelity_page.card(convert_model(source, projected_length=12), source, None, {"parameters": 1})
     card = model_card(**facts)
     assert "nothing is approximated" in card
     assert "fidelity" not in card

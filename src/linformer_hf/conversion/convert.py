@@ -26,7 +26,7 @@ from ..utils import checksums
 from ..utils.environment import environment
 from ..utils.files import RESULTS_FILE, read_json, write_json
 from ..utils.options import Convert, takes
-from . import fidelity
+from . import fidelity, fidelity_page
 from .calibrate import calibrate
 from .huggingface import read_source
 from .shorten import exact_twin, shortened
@@ -153,8 +153,8 @@ def told(folder: Path) -> tuple[str, str]:
     report = read_json(folder / RESULTS_FILE, "Convert again.")["fidelity"]
     if report is None:
         return "", f"Converted model, {RESULTS_FILE}: {folder.resolve()}"
-    written = f"{fidelity.REPORT_FILE} and {RESULTS_FILE}"
-    return fidelity.summary_table(report["lengths"]), f"Converted model, {written}: {folder.resolve()}"
+    written = f"{fidelity_page.REPORT_FILE} and {RESULTS_FILE}"
+    return fidelity_page.summary_table(report["lengths"]), f"Converted model, {written}: {folder.resolve()}"
 
 
 def _check(folder: Path, options: Convert) -> None:
@@ -218,7 +218,7 @@ def _save(
         source.sentence.write(folder, model.config.max_position_embeddings)
     checksums.write(folder)
     if report is not None:
-        fidelity.write(folder, report)
+        fidelity_page.write(folder, report)
     content = {
         "verb": "convert",
         "source": source.name,
@@ -232,6 +232,6 @@ def _save(
     measured = {"parameters": content["parameters"], "wall time of the conversion, s": content["wall_seconds"]}
     if report is not None:
         measured["calibration, s"] = report["calibration_seconds"]
-    content["card"] = fidelity.card(model, source, report, measured)
+    content["card"] = fidelity_page.card(model, source, report, measured)
     write_card(folder, content["card"])
     write_json(folder / RESULTS_FILE, content)

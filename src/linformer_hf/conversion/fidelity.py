@@ -9,15 +9,16 @@ such vectors point in similar directions for any text, the cosine has a floor: t
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from scipy.stats import spearmanr
 from transformers import PreTrainedTokenizerBase
 
+from ..attention_linformer import LinformerSelfAttention
 from ..data.masking import Masker
 from ..modeling_linformer import (
     LinformerForMaskedLM,
@@ -26,10 +27,8 @@ from ..modeling_linformer import (
     LinformerModel,
     LinformerPreTrainedModel,
 )
-from ..utils.figures import new_figure, save_figure
-from ..utils.files import write_json, write_text
+from ..tokens_linformer import RealTokens
 from ..utils.places import own_name
-from ..utils.reporting import markdown_table
 from ..utils.timing import peak_resident_mib
 from .calibrate import squared
 from .shorten import Windows, exact_twin
@@ -37,23 +36,12 @@ from .sources import ConversionError, Source
 from .texts import cut
 
 
-FIDELITY_FILE = "fidelity.json"
-REPORT_FILE = "fidelity.md"
-PLOT_FILE = "fidelity.png"
 MEAN = partial(torch.mean, dim=1)  # of states [B, N, C]
 REPEATS, SLOW_REPEATS, SLOW = 5, 3, 1.0  # what takes more than a second varies less, in proportion
 LONGEST_PASS = 30.0  # seconds: full attention over 65,536 tokens would take the report's readers an hour
 BATCH_TOKENS = 4096
 # More than this between the source's own model and its exact twin means that the tables are wrong for it.
 LARGEST_DIFFERENCE = 1e-3
-PIPELINES = {
-    "Model": "feature-extraction",
-    "ForMaskedLM": "fill-mask",
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMultipleChoice": "text-classification",
-}
 
 
 class _Layers:
@@ -80,6 +68,25 @@ class _Layers:
     def __exit__(self, *_: Any) -> None:
         for handle in self.handles:
             handle.remove()
+
+
+class _Agreement:
+    """Of ours and the source's last hidden states: the vectors and the relative error."""
+
+    def __init__(self) -> None:
+        self.given: list[torch.Tensor] = []
+        self.goal: list[torch.Tensor] = []
+        self.final = [0.0, 0.0]
+
+    def add(self, given: torch.Tensor, goal: torch.Tensor, vectors: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """States [B, n, C] of a batch."""
+        _add(self.final, given, goal)
+        self.given += vectors(given)
+        self.goal += vectors(goal)
+
+    def facts(self) -> dict[str, float]:
+        cosine = torch.cosine_similarity(torch.stack(self.given), torch.stack(self.goal))
+        return {"cosine": float(cosine.mean()), "final_error": _ratio(self.final)}
 
 
 def source_difference(reference: Any, twin: LinformerPreTrainedModel, rows: Sequence[torch.Tensor], pad: int) -> float:
@@ -184,7 +191,9 @@ def compare(
         measured = cost(exact, student, next(iter(rows.values()))[:1])
         if exact is not None:
             pace = measured["seconds"]["source"]["median"] / length**2
-        result[str(length)] = measure(twin, student, rows, tokenizer, source, vectors) | measured
+        shortest = min(student.config.projected_lengths, default=length)
+        beyond = bool(student.config.local_window) and length == max(lengths) > shortest
+        result[str(length)] = measure(twin, student, rows, tokenizer, source, vectors, beyond) | measured
     return result
 
 
@@ -196,28 +205,34 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     source: Source | None = None,
     vectors: Callable[[torch.Tensor], torch.Tensor] = MEAN,
+    with_parts: bool = False,
 ) -> dict[str, Any]:
-    """Errors, similarity of embeddings and, with a masked-LM head, agreement, for rows [M, n] of each genre."""
+    """Errors, similarity of embeddings and, with a masked-LM head, agreement, for rows [M, n] of each genre.
+
+    `with_parts`: also what is left when the band `alone` may speak, or the slots.
+    """
     layers = twin.config.num_hidden_layers
     sums = {name: [[0.0, 0.0] for _ in range(layers)] for name in ("attention", "hidden")}
     goal: list[torch.Tensor] = []
     given: list[torch.Tensor] = []
+    parts = {kept: _Agreement() for kept in (("band", "slots") if with_parts else ())}
     genres: dict[str, Any] = {}
     for genre, ids in rows.items():
-        first = len(goal)
-        final = [0.0, 0.0]
+        own = _Agreement()
         windows = Windows.of(source, ids.shape[1])
         for batch in ids.split(max(1, BATCH_TOKENS // ids.shape[1])):
             with _Layers(twin.base_model) as exact:
-                goal += vectors(windows.join(twin.base_model(windows.split(batch)).last_hidden_state))
+                theirs = windows.join(twin.base_model(windows.split(batch)).last_hidden_state)
             with _Layers(student.base_model) as short:
-                given += vectors(student.base_model(batch).last_hidden_state)
+                own.add(student.base_model(batch).last_hidden_state, theirs, vectors)
             for name in sums:
                 for total, a, b in zip(sums[name], getattr(short, name), getattr(exact, name), strict=True):
                     _add(total, a, windows.join(b))
-            _add(final, short.hidden[-1], windows.join(exact.hidden[-1]))
-        cosine = torch.cosine_similarity(torch.stack(given[first:]), torch.stack(goal[first:]))
-        genres[genre] = {"rows": len(ids), "cosine": float(cosine.mean()), "final_error": _ratio(final)}
+            for kept, part in parts.items():
+                with alone(student.base_model, kept):
+                    part.add(student.base_model(batch).last_hidden_state, theirs, vectors)
+        genres[genre] = {"rows": len(ids), **own.facts()}
+        given, goal = given + own.given, goal + own.goal
     a, b = torch.stack(given), torch.stack(goal)
     measured = {
         "rows": len(a),
@@ -230,10 +245,40 @@ def measure(
             for attention, hidden in zip(sums["attention"], sums["hidden"], strict=True)
         ],
         "genres": genres,
+        **({"alone": {kept: part.facts() for kept, part in parts.items()}} if parts else {}),
     }
     if isinstance(student, LinformerForMaskedLM) and tokenizer.mask_token_id is not None:
         measured["masked"] = masked(twin, student, rows, tokenizer, source)
     return measured
+
+
+@contextmanager
+def alone(model: LinformerModel, kept: str) -> Iterator[None]:
+    """While it is entered, queries of `model` see only the `band` (with the first and last token) or only the `slots`.
+
+    Slots inside the band, which are shut beside it, are open without it.
+    """
+    attentions = [module for module in model.modules() if isinstance(module, LinformerSelfAttention)]
+
+    def heard(own: Callable, edge: int) -> Callable:
+        def band_bias(slot_bias: torch.Tensor, tokens: RealTokens, blocks: int) -> torch.Tensor:
+            bias, lowest = own(slot_bias, tokens, blocks).clone(), torch.finfo(slot_bias.dtype).min  # [B, b, H or 1, K]
+            slots = slot_bias.shape[-1]
+            if kept == "band":
+                bias[..., edge : slots - edge] = lowest
+            else:
+                bias[..., :slots], bias[..., slots:] = slot_bias.transpose(1, 2), lowest
+            return bias
+
+        return band_bias
+
+    for attention in attentions:
+        attention.__dict__["band_bias"] = heard(attention.band_bias, int(attention.boundary))
+    try:
+        yield
+    finally:
+        for attention in attentions:
+            del attention.__dict__["band_bias"]
 
 
 def _add(total: list[float], given: torch.Tensor, goal: torch.Tensor) -> None:
@@ -309,142 +354,4 @@ def cost(source: Any, student: LinformerPreTrainedModel, ids: torch.Tensor) -> d
             for name, runs in seconds.items()
         },
         "memory_mib": memory,
-    }
-
-
-def summary_table(lengths: Mapping[str, Any]) -> str:
-    """The fidelity table in Markdown, a row for each length."""
-    with_mlm = any("masked" in measured for measured in lengths.values())
-    header = ["tokens", "cosine (floor)", "rank correlation", "error of the last hidden state"]
-    header += ["same masked token", "perplexity (source)"] if with_mlm else []
-    header += ["ms (source)", "MiB (source)"]
-    rows = []
-    for length, measured in lengths.items():
-        row = [length, f"{measured['cosine']:.4f} ({measured['cosine_floor']:.3f})"]
-        row.append(f"{rho:.4f}" if (rho := measured["rank_correlation"]) is not None else "too few rows")
-        row.append(f"{measured['final_error']:.4f}")
-        if with_mlm:
-            mlm = measured["masked"]
-            row += [f"{mlm['agreement']:.3f}", f"{mlm['student_perplexity']:.2f} ({mlm['source_perplexity']:.2f})"]
-        ms = {name: f"{1000 * each['median']:.1f}" for name, each in measured["seconds"].items()}
-        mib = {name: f"{each:.0f}" for name, each in measured["memory_mib"].items() if each is not None}
-        row.append(f"{ms['student']} ({ms.get('source', 'not run')})")
-        row.append(f"{mib['student']} ({mib.get('source', 'not run')})" if "student" in mib else "not measured")
-        rows.append(row)
-    return markdown_table(header, rows)
-
-
-def layer_table(measured: Mapping[str, Any]) -> str:
-    rows = [
-        [i, f"{layer['attention_error']:.3f}", f"{layer['hidden_error']:.3f}"]
-        for i, layer in enumerate(measured["layers"])
-    ]
-    return markdown_table(["layer", "error of the attention output", "error of the hidden state"], rows)
-
-
-def genre_table(measured: Mapping[str, Any]) -> str:
-    rows = [
-        [genre, f"{each['rows']}", f"{each['cosine']:.4f}", f"{each['final_error']:.4f}"]
-        for genre, each in measured["genres"].items()
-    ]
-    return markdown_table(["text", "rows", "cosine", "error of the last hidden state"], rows)
-
-
-def render(content: Mapping[str, Any]) -> str:
-    """The report in Markdown: `content` is what fidelity.json holds."""
-    lengths = content["lengths"]
-    longest, window, difference = max(lengths, key=int), content.get("window"), content["source_difference"]
-    beyond, vectors = "", content.get("vectors")
-    made = f"made as the source's folder says ({vectors})" if vectors else "means over tokens"
-    if window and int(longest) > (own := content.get("source_length", window)):
-        beyond = (
-            f"\nBeyond the source's own {own} tokens ours is compared with the source over windows of {window}: "
-            "it was trained\nfor no more. Time and memory are those of its full attention over all tokens, not run\n"
-            f"where a pass would take more than {LONGEST_PASS:.0f} s."
-        )
-    return f"""# How faithful is it?
-
-`{content["source"]}` beside its Linformer: {content["description"]}.
-
-{summary_table(lengths)}
-
-Text that was not calibrated on, {lengths[longest]["rows"]} rows; errors are |ours - source| / |source|. Embeddings are
-{made}; the floor is the cosine of one constant embedding for all texts. Time: median of {SLOW_REPEATS} or {REPEATS}
-interleaved passes over one row, {content["threads"]} threads, {content["dtype"]}; memory: peak resident memory above
-the loaded models. The source's own model and its exact twin differ by {difference:.1e} (relative).{beyond}
-
-At {longest} tokens, by text and by layer:
-
-{genre_table(lengths[longest])}
-
-{layer_table(lengths[longest])}
-
-![fidelity]({PLOT_FILE})
-"""
-
-
-def plot(path: Path, content: Mapping[str, Any]) -> None:
-    """Cosine against length, and both errors of every layer at the longest length."""
-    lengths = content["lengths"]
-    figure, (left, right) = new_figure((11, 4.2), ncols=2)
-    x = [int(length) for length in lengths]
-    for key, label, style in (
-        ("cosine", "cosine of the embedding", "o-"),
-        ("rank_correlation", "rank correlation of similarities", "s-"),
-        ("cosine_floor", "cosine of a constant embedding", "k--"),
-    ):
-        left.plot(x, [measured[key] for measured in lengths.values()], style, label=label)
-    left.set(xlabel="tokens", title="Embeddings, ours against the source's", xscale="log")
-    left.set_xticks(x, [str(length) for length in x])
-    left.minorticks_off()
-    left.legend()
-    left.grid(alpha=0.3)
-    longest = max(lengths, key=int)
-    for shift, key in ((-0.2, "attention_error"), (0.2, "hidden_error")):
-        heights = [layer[key] for layer in lengths[longest]["layers"]]
-        right.bar([i + shift for i in range(len(heights))], heights, width=0.4, label=key.replace("_", " "))
-    right.set(xlabel="layer", ylabel="relative error", title=f"Layers at {longest} tokens")
-    right.xaxis.get_major_locator().set_params(integer=True)
-    right.legend()
-    right.grid(alpha=0.3, axis="y")
-    save_figure(figure, path)
-
-
-def write(folder: Path, content: Mapping[str, Any]) -> None:
-    """fidelity.json, fidelity.md and fidelity.png."""
-    plot(folder / PLOT_FILE, content)
-    write_text(folder / REPORT_FILE, render(content))
-    write_json(folder / FIDELITY_FILE, content)
-
-
-def card(
-    model: LinformerPreTrainedModel,
-    source: Source,
-    content: Mapping[str, Any] | None,
-    metrics: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What the model card says (see model_card).
-
-    `content` is fidelity.json's, or None for an official Linformer, which is taken over exactly.
-    """
-    notes = "An official Linformer's own weights under other names: nothing is approximated."
-    if content is not None:
-        notes = (
-            f"{summary_table(content['lengths'])}\n\nMeasured on text that was not trained or calibrated on; "
-            f"`{REPORT_FILE}` has the layers and says what the columns mean."
-        )
-    return {
-        "title": f"Linformer from {Path(source.name).name}",
-        "summary": f"`{own_name(source.name)}` ({source.architecture}) with attention shortened: {describe(model)}.",
-        "metrics": metrics,
-        "notes": notes,
-        "limits": (
-            "It knows what its source knows, less exactly on inputs longer than K tokens, and shares its biases. "
-            "Positions beyond the source's own length were never pretrained. The source's licence applies."
-        ),
-        "auto_class": "AutoModel" if source.head == "Model" else f"AutoModel{source.head}",
-        "pipeline_tag": "sentence-similarity" if source.sentence else PIPELINES[source.head],
-        "picture": ("fidelity", PLOT_FILE) if content is not None else None,
-        "base_model": None if Path(source.name).exists() else source.name,
-        **({"sentence": source.sentence.facts} if source.sentence else {}),
     }

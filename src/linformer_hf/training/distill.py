@@ -21,7 +21,7 @@ import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
 from .. import modeling_linformer
-from ..conversion import fidelity
+from ..conversion import fidelity, fidelity_page
 from ..conversion.calibrate import relative_error
 from ..conversion.huggingface import read_source
 from ..conversion.shorten import Windows, exact_twin
@@ -294,7 +294,7 @@ def distill(recipe_path: str | Path, overrides: Sequence[str] = (), resume: bool
         found = fidelity.report(source, teacher.to("cpu"), saved, held_out, difference)
         with writing(run.folder):
             report(run, trainer, saved, source, found, corpus.counts, {**trained, **evaluated})
-        run.tell(fidelity.summary_table(found["lengths"]), f"Distilled model, {fidelity.REPORT_FILE}")
+        run.tell(fidelity_page.summary_table(found["lengths"]), f"Distilled model, {fidelity_page.REPORT_FILE}")
     return run.folder
 
 
@@ -435,7 +435,7 @@ def report(
     metrics: dict[str, float],
 ) -> None:
     """The fidelity report `found`, curve.png, README.md and results.json."""
-    fidelity.write(run.folder, found)
+    fidelity_page.write(run.folder, found)
     measured = {
         "parameters": sum(p.numel() for p in student.parameters()),
         "parameters trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
@@ -445,6 +445,6 @@ def report(
         "skipped steps": metrics["skipped_steps"],
         "wall time, s": run.seconds,
     }
-    facts = {**fidelity.card(student, source, found, measured), **metadata_of(run.recipe)}
+    facts = {**fidelity_page.card(student, source, found, measured), **metadata_of(run.recipe)}
     content = results(run, trainer, data=counts, metrics=measured, card=facts, fidelity=found)
     write_results(run, content, "Distillation")
