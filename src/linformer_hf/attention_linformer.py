@@ -340,8 +340,8 @@ class LinformerSelfAttention(nn.Module):
         single: list[torch.Tensor] | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Of some blocks [B, b, H, w, D] -> [B, b w, H, D] or the same as [B b, w, H, D]; the map [B, H, b w, K] or
-        None."""
+        """Queries of some blocks, [B, b, H, w, D] -> outputs in the order of the tokens, of H heads and D, and the map,
+        [B, H, b w, K], or None."""
         attention, written_out = self.implementation(query)
         if single is None and (written_out or attention is eager_attention_forward):
             dropout = self.attention_dropout if self.training else 0.0
