@@ -14,7 +14,7 @@ def new_figure(size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
     return figure, figure.subplots(**options)
 
 
-def shades(number: int, brightest: float = 0.95) -> list[Any]:
+def shades(number: int, brightest: float = 0.8) -> list[Any]:
     """Colours from dark to bright."""
     from matplotlib import colormaps
 
