@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import tiny_model
 
 from linformer_hf.attention_linformer import drop, eager_attention_forward
+from linformer_hf.tokens_linformer import RealTokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -51,3 +53,28 @@ def test_the_written_out_softmax_keeps_float64_on_an_accelerator(monkeypatch):
         states = torch.zeros(1, 2, 3, 4, dtype=dtype, device="meta")
         assert eager_attention_forward(module, states, states, states, None, 1.0)[0].dtype == dtype
     assert seen == [torch.float64, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_band_drops_attention_in_training(implementation):
+    """Written out there: a share of the map is 0, the rest is larger, and the mean over passes is the whole."""
+    model = tiny_model(
+        projected_length=8,
+        local_window=2,
+        projection_sharing="headwise",
+        attention_probs_dropout_prob=0.5,
+        attn_implementation=implementation,
+    )
+    attention = model.encoder.layer[0].attention.self
+    states = torch.randn(2, 20, model.config.hidden_size)
+    tokens = RealTokens.from_mask(None, 20, states.device)
+    whole, _ = attention.eval()(states, tokens)
+    attention.train()
+    torch.manual_seed(0)
+    passes = torch.stack([attention(states, tokens)[0] for _ in range(2000)])
+    assert (passes[0] - whole).abs().max() > 0.1 * whole.abs().max()
+    assert (passes.mean(0) - whole).abs().max() < 6 * passes.std(0).max() / math.sqrt(len(passes))
+    if implementation == "eager":
+        weights = attention(states, tokens)[1]
+        kept = attention.eval()(states, tokens)[1] > 0
+        assert 0.4 < (weights[kept] == 0).float().mean() < 0.6

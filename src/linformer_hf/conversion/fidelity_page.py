@@ -10,7 +10,6 @@ from ..utils.files import write_json, write_text
 from ..utils.places import own_name
 from ..utils.reporting import markdown_table
 from .fidelity import LONGEST_PASS, REPEATS, SLOW_REPEATS, describe
-from .sources import Source
 
 
 FIDELITY_FILE = "fidelity.json"
@@ -143,13 +142,14 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
 
 def card(
     model: LinformerPreTrainedModel,
-    source: Source,
+    source: Any,
     content: Mapping[str, Any] | None,
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the model card says (see model_card).
 
-    `content` is fidelity.json's, or None for an official Linformer, which is taken over exactly.
+    `source` is the `sources.Source`; `content` is fidelity.json's, or None for an official Linformer, which is
+    taken over exactly.
     """
     notes = "An official Linformer's own weights under other names: nothing is approximated."
     if content is not None:
