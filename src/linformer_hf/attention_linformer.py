@@ -263,21 +263,23 @@ class LinformerSelfAttention(nn.Module):
                 f"{self.projection_type!r} needs for this input (empty slots, or slots that weigh what their tokens "
                 "would together). Load the model with attn_implementation='sdpa'."
             )
-        attention, written_out = self.implementation(query)
-        dropout = self.attention_dropout if self.training else 0.0
+        attention, dropout, written_out = self.implementation(query)
         if written_out:
             compute = partial(eager_attention_forward, self, dropout=dropout, scaling=self.scaling, **kwargs)
             return recomputed(lambda *given: compute(*given)[0], query.shape[2], query, key, value, bias), None
         return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
 
-    def implementation(self, query: torch.Tensor) -> tuple[Callable, bool]:
-        """The chosen attention function, and whether it is sdpa's and is written out instead (see the top)."""
+    def implementation(self, query: torch.Tensor) -> tuple[Callable, float, bool]:
+        """The chosen attention function, the dropout, and whether it is sdpa's and written out instead (see the top)."""
         attention = attention_function(self.config._attn_implementation)
         dropout = self.attention_dropout if self.training else 0.0
-        written_out = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
-        written_out |= not query.shape[0]  # the kernel takes no empty batch with a bias
+        faster = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
         plain = attention is sdpa_attention_forward and query.device.type == "cpu" and not is_tracing(query)
-        return attention, plain and written_out
+        return (
+            attention,
+            dropout,
+            plain and (faster or not query.shape[0]),
+        )  # the kernel takes no empty batch with a bias
 
     def banded_attention(
         self,
@@ -342,9 +344,9 @@ class LinformerSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Queries of some blocks, [B, b, H, w, D] -> outputs in the order of the tokens, of H heads and D, and the map,
         [B, H, b w, K], or None."""
-        attention, written_out = self.implementation(query)
-        if single is None and (written_out or attention is eager_attention_forward):
-            dropout = self.attention_dropout if self.training else 0.0
+        attention, dropout, written_out = self.implementation(query)
+        ours = getattr(self.attend, "__func__", None) is LinformerSelfAttention.attend  # nobody's own instead
+        if single is None and ours and (written_out or attention is eager_attention_forward):
             output, attended = eager_band_forward(self, query, states, bias, self.scaling, dropout)
             return output, None if written_out else attended
         key, value, bias = self.band(states, bias, single)

@@ -1,13 +1,15 @@
 """What attention is made of: dropout, the written-out softmax. Attention itself is held against reference.py."""
 
 import math
+from types import MethodType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from reference import tiny_model
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from linformer_hf.attention_linformer import drop, eager_attention_forward
+from linformer_hf.attention_linformer import LinformerSelfAttention, drop, eager_attention_forward
 from linformer_hf.tokens_linformer import RealTokens
 
 
@@ -78,3 +80,33 @@ def test_a_band_drops_attention_in_training(implementation):
         weights = attention(states, tokens)[1]
         kept = attention.eval()(states, tokens)[1] > 0
         assert 0.4 < (weights[kept] == 0).float().mean() < 0.6
+
+
+@pytest.mark.parametrize("changed", ["attend of a subclass", "attend of one module", "a registered eager"])
+def test_a_band_passes_nobodys_own_attention_by(changed, monkeypatch):
+    """The fast way for a band stands in for our attention only."""
+    model = tiny_model(projected_length=8, local_window=2, attn_implementation="eager")
+    ids = torch.arange(1, 21)[None]
+    before = model(ids).last_hidden_state
+    module = model.encoder.layer[0].attention.self
+    own, calls = LinformerSelfAttention.attend, []
+
+    def attend(self, *given, **more):
+        calls.append(given)
+        output, weights = own(self, *given, **more)
+        return output * 2, weights
+
+    def eager(*given, **more):
+        calls.append(given)
+        output, weights = eager_attention_forward(*given, **more)
+        return output * 2, weights
+
+    if changed == "attend of a subclass":
+        module.__class__ = type("Their", (LinformerSelfAttention,), {"attend": attend})
+    elif changed == "attend of one module":
+        module.attend = MethodType(attend, module)
+    else:
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "eager", eager)
+    after = model(ids).last_hidden_state
+    assert calls
+    assert (after - before).abs().max() > 0.01
