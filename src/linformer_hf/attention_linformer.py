@@ -270,7 +270,7 @@ class LinformerSelfAttention(nn.Module):
         return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
 
     def implementation(self, query: torch.Tensor) -> tuple[Callable, float, bool]:
-        """The chosen attention function, the dropout, and whether it is sdpa's and written out instead (see the top)."""
+        """The chosen attention function, the dropout, and whether it is sdpa's but written out (see the top)."""
         attention = attention_function(self.config._attn_implementation)
         dropout = self.attention_dropout if self.training else 0.0
         faster = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
@@ -346,7 +346,9 @@ class LinformerSelfAttention(nn.Module):
         [B, H, b w, K], or None."""
         attention, dropout, written_out = self.implementation(query)
         ours = getattr(self.attend, "__func__", None) is LinformerSelfAttention.attend  # nobody's own instead
-        if single is None and ours and (written_out or attention is eager_attention_forward):
+        # Copies of few slots, beside a block's own tokens, are small: one product over all keys is faster then.
+        many = states[0][0].shape[2] > 2 * self.local_window
+        if many and single is None and ours and (written_out or attention is eager_attention_forward):
             output, attended = eager_band_forward(self, query, states, bias, self.scaling, dropout)
             return output, None if written_out else attended
         key, value, bias = self.band(states, bias, single)

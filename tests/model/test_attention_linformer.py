@@ -1,6 +1,7 @@
 """What attention is made of: dropout, the written-out softmax. Attention itself is held against reference.py."""
 
 import math
+from functools import partialmethod
 from types import MethodType
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_band_drops_attention_in_training(implementation):
     """Written out there: a share of the map is 0, the rest is larger, and the mean over passes is the whole."""
     model = tiny_model(
         projected_length=8,
-        local_window=2,
+        local_window=1,
         projection_sharing="headwise",
         attention_probs_dropout_prob=0.5,
         attn_implementation=implementation,
@@ -85,7 +86,7 @@ def test_a_band_drops_attention_in_training(implementation):
 @pytest.mark.parametrize("changed", ["attend of a subclass", "attend of one module", "a registered eager"])
 def test_a_band_passes_nobodys_own_attention_by(changed, monkeypatch):
     """The fast way for a band stands in for our attention only."""
-    model = tiny_model(projected_length=8, local_window=2, attn_implementation="eager")
+    model = tiny_model(projected_length=8, local_window=1, attn_implementation="eager")
     ids = torch.arange(1, 21)[None]
     before = model(ids).last_hidden_state
     module = model.encoder.layer[0].attention.self
@@ -110,3 +111,20 @@ def test_a_band_passes_nobodys_own_attention_by(changed, monkeypatch):
     after = model(ids).last_hidden_state
     assert calls
     assert (after - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_band_with_few_and_with_many_slots_is_one_attention(rows, monkeypatch):
+    """Whether slots are copied for every block: outputs, maps and gradients are the same."""
+    found = []
+    for copied in (False, True):
+        if copied:  # as for somebody's own `attend`
+            monkeypatch.setattr(LinformerSelfAttention, "attend", partialmethod(LinformerSelfAttention.attend))
+        model = tiny_model(projected_length=8, local_window=1, attn_implementation="eager").double()
+        ids = torch.arange(1, 20 * rows + 1).view(rows, 20) % 49 + 1
+        output = model(ids, output_attentions=True)
+        (output.last_hidden_state.square().sum()).backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        found.append([output.last_hidden_state, *output.attentions, *gradients])
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
