@@ -144,6 +144,14 @@ def test_bad_sections_are_refused(change, words):
         Comparison(**fields)
 
 
+def test_a_checkpoint_that_is_not_there_is_one_error_before_any_run(place, tmp_path):
+    gone, output = tmp_path / "gone" / "seed-0", tmp_path / "out"
+    changes = [f"compare.checkpoints={{source: {gone}}}", f"compare.output_dir={output}"]
+    with pytest.raises(FileNotFoundError, match=f"no folder '{gone}', and a Hub name has the form owner/name"):
+        verb.compare(place / "r.yaml", changes)
+    assert not output.exists()
+
+
 def test_a_recipe_that_is_missing_or_given_for_the_same_task_is_refused(place, tmp_path):
     path = tmp_path / "r.yaml"
     section = {"output_dir": "out", "checkpoints": {"one": "x"}, "recipes": {str(tmp_path / "none.yaml"): []}}

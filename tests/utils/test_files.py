@@ -80,3 +80,12 @@ def test_a_sum_that_came_with_the_content_is_not_summed(path):
 def test_what_can_only_be_a_path(name):
     assert is_path(name)
     assert not any(map(is_path, ("bert-base-uncased", "owner/name")))
+
+
+def test_loading_says_that_a_folder_is_not_there(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in (str(tmp_path / "gone"), "runs/sweep/gone", str(tmp_path / "file")):
+        with pytest.raises(FileNotFoundError, match=f"no folder '{name}'"), loading(name):
+            raise AssertionError("nothing is read")
+    with loading("owner/name"), loading(str(tmp_path)):
+        pass

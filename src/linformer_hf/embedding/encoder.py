@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..utils.files import is_path, loading
+from ..utils.files import loading
 
 
 if TYPE_CHECKING:
@@ -119,8 +119,6 @@ class DocumentEncoder:
                 f"vectors need sentence-transformers ({error}): pip install 'linformer_hf[ecosystem]'."
             ) from error
         name, here = str(name), Path(name).is_dir()
-        if not here and (is_path(name) or Path(name).exists()):
-            raise FileNotFoundError(f"there is no folder {name!r}, and a Hub name has the form owner/name.")
         options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
         with loading(name):
             if here:

@@ -16,7 +16,7 @@ from ..benchmark.tables import table_2
 from ..data.metrics import ERRORS, test_metric
 from ..data.tasks import TaskData
 from ..training.finetune import read_recipe as read_finetune
-from ..utils.files import write_text
+from ..utils.files import check_folder, write_text
 from ..utils.recipe import Recipe, RecipeError, load_recipe
 from ..utils.runs import Run
 from .grid import KEPT, TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
@@ -78,10 +78,13 @@ def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
     Raises:
         RecipeError: an unknown key or a value of the wrong type, here or in a fine-tuning recipe.
+        FileNotFoundError: there is no such checkpoint.
         ValueError: a finished cell belongs to another recipe; or, after all others have run, a cell failed.
     """
     loaded = read_recipe(recipe_path, overrides)
     section: Comparison = loaded.build("compare")
+    for checkpoint in section.checkpoints.values():
+        check_folder(checkpoint)
     run = Run("compare", loaded.raw, Path(section.output_dir))
     tasks: dict[str, dict[str, Any]] = {}
     failed: list[str] = []

@@ -74,8 +74,9 @@ def _json_sum(path: Path, plain: Mapping[str, Any]) -> str:
 def loading(checkpoint: str) -> Iterator[None]:
     """Turn what `from_pretrained` raises into a ValueError that names the checkpoint: few of its errors do.
 
-    A folder with a checksums.json is compared with it first.
+    A folder with a checksums.json is compared with it first. Raises a FileNotFoundError where there is none.
     """
+    check_folder(checkpoint)
     try:
         checksums.check(checkpoint)
         yield
@@ -83,6 +84,12 @@ def loading(checkpoint: str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         way_out = checksums.safer(checkpoint, reason)
         raise ValueError(f"the checkpoint {checkpoint!r} cannot be loaded: {reason}{way_out}") from error
+
+
+def check_folder(name: str) -> None:
+    """Raise a FileNotFoundError unless `name` is a folder or may be a name on the Hub."""
+    if not Path(name).is_dir() and (is_path(name) or Path(name).exists()):
+        raise FileNotFoundError(f"there is no folder {name!r}, and a Hub name has the form owner/name.")
 
 
 def is_path(name: str) -> bool:
