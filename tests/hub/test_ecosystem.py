@@ -200,7 +200,8 @@ def test_padding_costs_lora_nothing(monkeypatch):
     def answer(change=lambda model: None):
         no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         model = tiny_model(initializer_range=0.2, **no_dropout, **CONVERTED)
-        model = get_peft_model(model, copy.deepcopy(config)).train()
+        # In float64: the gradient of a cube in float32 differs by 2e-4 from one order of adding to another.
+        model = get_peft_model(model, copy.deepcopy(config)).double().train()
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(len(name)))
@@ -217,7 +218,7 @@ def test_padding_costs_lora_nothing(monkeypatch):
     assert packs == [True, False]
     assert len(packed) == len(plain) > 20
     for one, other in zip(packed, plain, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
 
 
 EMBEDDINGS = ["word_embeddings", "position_embeddings", "token_type_embeddings"]
