@@ -127,6 +127,50 @@ def test_sentences_and_given_spans(model, rows, tmp_path):
     assert "without a token that was read, and so without a vector: 1\n" in module.told(tmp_path / "v.parquet")[0]
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("prompts", [None, {"document": "the letter: "}], ids=["no prompt", "prompt"])
+@pytest.mark.parametrize("cut", [{"pieces": 5}, {"sentences": True}, {"spans": "where"}], ids=str)
+def test_parts_alone_are_documents_of_their_own(folder, rows, tmp_path, pooling, prompts, cut):
+    """As sentence-transformers encodes their characters: any pooling, and documents of any length."""
+    model = folder(pooling, prompts=prompts)
+    found = embed(model, rows, tmp_path / "v.parquet", column="body", alone=True, **cut)
+    texts = {f"{rows}:{i}": json.loads(line)["body"] for i, line in enumerate(rows.open(encoding="utf-8"), 1)}
+    parts = [texts[row["document"]][row["start"] : row["end"]] for row in found]
+    expected = SentenceTransformer(str(model), device="cpu").encode_document(parts)
+    np.testing.assert_allclose([row["vector"] for row in found], expected, atol=1e-5)
+    told = module.told(tmp_path / "v.parquet")[0]
+    if "pieces" in cut:
+        assert {row["tokens"] for row in found[:-1]} >= {5}
+        assert max(row["end"] for row in found) == len(("the garden " * 60).rstrip())  # behind what one pass reads
+        assert "cut" not in told
+    elif "spans" in cut:  # the fourth, which one pass does not reach, has a vector too
+        assert [(row["document"][-2:], row["piece"]) for row in found] == [(":1", i) for i in range(3)] + [
+            (":3", i) for i in range(2)
+        ]
+        assert "without a token" not in told
+
+
+def test_a_part_alone_that_is_too_long_is_told(model, rows, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        embed(model, rows, tmp_path / "v.parquet", column="body", sentences=True, alone=True)
+    assert "1 of 4 documents hold parts that are longer than 48 tokens" in caplog.text
+
+
+def test_alone_is_another_run_than_one_pass(model, rows, tmp_path):
+    embed(model, rows, tmp_path / "v.parquet", column="body", pieces=5, alone=True)
+    with pytest.raises(FileExistsError, match="made from something else"):
+        embed(model, rows, tmp_path / "v.parquet", column="body", pieces=5)
+
+
+def test_what_alone_cannot_mean_is_refused(model, folder, rows, tmp_path):
+    with pytest.raises(ValueError, match="--alone would have no effect on whole documents"):
+        embed(model, rows, tmp_path / "v.parquet", column="body", alone=True)
+    with pytest.raises(ValueError, match=r"--pieces=47 leaves no room .* at most 46"):
+        embed(model, rows, tmp_path / "v.parquet", column="body", pieces=47, alone=True)
+    with pytest.raises(ValueError, match=r"read each part by itself \(--alone\)"):
+        embed(folder("cls"), rows, tmp_path / "v.parquet", column="body", pieces=5)
+
+
 @pytest.mark.parametrize("included", [True, False])
 def test_a_prompt_is_chosen_by_its_name(folder, rows, tmp_path, included):
     model = folder(prompts={"document": "", "letter": "the letter: "}, include_prompt=included)

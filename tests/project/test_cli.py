@@ -116,13 +116,13 @@ def test_push_passes_its_options(calls, arguments, given):
             ["a.txt", "b/", "--pieces", "512", "--column", "body"],
             {"files": ["a.txt", "b/"], "pieces": 512, "column": "body"},
         ),
-        (["hub:acme/books", "--sentences"], {"files": ["hub:acme/books"], "sentences": True}),
+        (["hub:acme/books", "--sentences", "--alone"], {"files": ["hub:acme/books"], "sentences": True, "alone": True}),
     ],
 )
 def test_embed_passes_its_files_and_options(calls, arguments, given):
     assert cli.main(["embed", "model", *arguments, "--output", "v.parquet"]) == 0
-    expected = {"folder": "model", "output": "v.parquet", "column": "text", "sentences": False, "batch_tokens": 8192}
-    assert calls == [("embed", (), expected | {"dtype": "float32"} | given)]
+    expected = {"folder": "model", "output": "v.parquet", "column": "text", "sentences": False, "alone": False}
+    assert calls == [("embed", (), expected | {"batch_tokens": 8192, "dtype": "float32"} | given)]
 
 
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError, FileExistsError, ConnectionError])

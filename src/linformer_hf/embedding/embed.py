@@ -1,8 +1,9 @@
 """`linformer-hf embed FOLDER FILES... --output vectors.parquet`: vectors of documents, or of parts of them.
 
 Each document is read in one pass, whatever its parts are, so that the vector of a piece, a sentence or a span knows the
-whole document (see `encoder.py`). Finished documents lie in `<output>.parts/` until all are: a run that was stopped
-goes on when the same command is given again, and ends with the same bytes. Nothing grows with the number of documents.
+whole document (see `encoder.py`); with `alone` each part is read by itself instead. Finished documents lie in
+`<output>.parts/` until all are: a run that was stopped goes on when the same command is given again, and ends with the
+same bytes. Nothing grows with the number of documents.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from tqdm.auto import tqdm
 
 from ..utils.files import read_json, record, write_json
@@ -37,6 +39,7 @@ KEY = b"linformer_hf"  # of the metadata of a .parquet file
 BATCHES_A_PART = 16  # a killed run loses at most so much
 # What is asked of the documents; where the results and the model are is not.
 ASKED = ("column", "pieces", "sentences", "spans", "batch_tokens", "prompt_name", "dtype")
+CUTS = ("pieces", "sentences", "spans")
 
 # What a file says about itself -> how it is told.
 COUNTED = {
@@ -72,9 +75,11 @@ def embed(options: Embed) -> Path:
     encoder = DocumentEncoder.load(
         options.folder, options.device, options.max_length, options.revision, options.prompt_name, options.dtype
     )
-    if _cuts(options):
+    if options.alone:
+        _check_room(options, encoder)
+    elif _cuts(options):
         encoder.check_parts()
-    asked = {name: getattr(options, name) for name in ASKED}
+    asked = {name: getattr(options, name) for name in ASKED} | ({"alone": True} if options.alone else {})
     plan = record({"format": FORMAT, "model": encoder.fingerprint(), "inputs": content, **asked})
     if not target.exists():
         _claim(parts, plan)
@@ -98,10 +103,12 @@ def told(target: Path) -> tuple[str, str]:
 
 def _check(options: Embed, target: Path) -> None:
     """Raise a ValueError for what can be seen before anything is loaded."""
-    chosen = {"pieces": options.pieces is not None, "sentences": options.sentences, "spans": options.spans is not None}
-    if sum(chosen.values()) > 1:
-        names = " and ".join(f"--{name}" for name, is_chosen in chosen.items() if is_chosen)
+    chosen = _cuts(options)
+    if len(chosen) > 1:
+        names = " and ".join(f"--{name}" for name in chosen)
         raise ValueError(f"{names} exclude each other: choose one of them for each file of vectors.")
+    if options.alone and not chosen:
+        raise ValueError("--alone would have no effect on whole documents: add --pieces, --sentences or --spans.")
     for name in ("pieces", "max_length", "batch_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -112,8 +119,18 @@ def _check(options: Embed, target: Path) -> None:
         raise FileExistsError(f"{target} is there, and was not made here: name another --output, or delete it.")
 
 
-def _cuts(options: Embed) -> bool:
-    return options.pieces is not None or options.sentences or options.spans is not None
+def _cuts(options: Embed) -> list[str]:
+    """The options that ask for parts of documents."""
+    return [name for name in CUTS if getattr(options, name) not in (None, False)]
+
+
+def _check_room(options: Embed, encoder: DocumentEncoder) -> None:
+    around = encoder.model.tokenizer.num_special_tokens_to_add() + encoder.prompt_length
+    if (options.pieces or 0) > encoder.length - around:
+        raise ValueError(
+            f"--pieces={options.pieces} leaves no room for the tokens around a piece that is read alone: the folder "
+            f"reads {encoder.length}. Choose at most {encoder.length - around}."
+        )
 
 
 def _claim(parts: Path, plan: dict[str, Any]) -> None:
@@ -121,7 +138,7 @@ def _claim(parts: Path, plan: dict[str, Any]) -> None:
     way_out = f"Give the command that began it, or delete {parts} to begin anew."
     if (parts / PLAN_FILE).exists():
         found = read_json(parts / PLAN_FILE, way_out)
-        if different := [name for name in plan if found.get(name) != plan[name]]:
+        if different := [name for name in plan | found if found.get(name) != plan.get(name)]:
             raise ValueError(f"{parts} holds the beginning of another run: {', '.join(different)} differ. {way_out}")
         return
     shutil.rmtree(parts, ignore_errors=True)  # what a kill left of one that was being cleared away
@@ -177,10 +194,11 @@ def _fill(parts: Path, inputs: Inputs, total: int, encoder: DocumentEncoder, opt
     counts = sum(done, Counter())
     logger.info("%s vectors of %s documents: %s", f"{counts['vectors']:,}", f"{counts['documents']:,}", speed)
     if counts["cut"]:
+        what = "hold parts that are" if options.alone else "are"
         logger.warning(
-            "%s of %s documents are longer than %s tokens: %s tokens were cut off. A larger --max-length reads more, "
+            "%s of %s documents %s longer than %s tokens: %s tokens were cut off. A larger --max-length reads more, "
             "up to the model's positions.",
-            *(f"{number:,}" for number in (counts["cut"], counts["documents"], encoder.length, counts["lost"])),
+            *(f"{counts['cut']:,}", f"{counts['documents']:,}", what, f"{encoder.length:,}", f"{counts['lost']:,}"),
         )
     return done
 
@@ -207,24 +225,48 @@ def _embedded(
     columns: dict[str, list[Any]] = {name: [] for name in ("document", "piece", "start", "end", "tokens")}
     vectors = []
     bar.update(len(group) - len(real))
-    for document, read in zip(real, encoder.read((one.text for one in real), options.batch_tokens), strict=True):
-        found, wanted = _wanted(document, read, encoder, options)
-        counts += Counter(
-            vectors=len(found), missed=wanted - len(found), tokens=len(read.ids), cut=read.lost > 0, lost=read.lost
-        )
+    for document, found, made, counted in (_alone if options.alone else _late)(real, encoder, options):
+        counts += Counter({"vectors": len(found), **counted})
         for part in found:
             row = (document.name, part.number, part.start, part.end, part.stop - part.first)
             for name, value in zip(columns, row, strict=True):
                 columns[name].append(value)
-        if found:
-            prompt = 0 if _cuts(options) else encoder.prompt_length
-            vectors.append(encoder.vectors([read.states[part.first : part.stop] for part in found], prompt))
+        vectors += [] if made is None else [made]
         bar.update()
     flat = pa.concat_arrays([pa.array(one.flatten().numpy()) for one in vectors] or [pa.array([], pa.float32())])
     schema = _schema(encoder)
     width = schema.field("vector").type.list_size
     arrays = [pa.array(columns[name], schema.field(name).type) for name in columns]
     return pa.Table.from_arrays([*arrays, pa.FixedSizeListArray.from_arrays(flat, width)], schema=schema), counts
+
+
+# A document, its parts, their vectors [parts, D] if there are any, and what is counted of it.
+Made = tuple[Document, list[Part], torch.Tensor | None, dict[str, int]]
+
+
+def _late(documents: Sequence[Document], encoder: DocumentEncoder, options: Embed) -> Iterator[Made]:
+    """One pass over each document, and the vectors of its parts from the states of their tokens."""
+    prompt = 0 if _cuts(options) else encoder.prompt_length
+    texts = (document.text for document in documents)
+    for document, read in zip(documents, encoder.read(texts, options.batch_tokens), strict=True):
+        found, wanted = _wanted(document, read, encoder, options)
+        states = [read.states[part.first : part.stop] for part in found]
+        made = encoder.vectors(states, prompt) if found else None
+        counted = {"tokens": len(read.ids), "cut": int(read.lost > 0), "lost": read.lost}
+        yield document, found, made, {**counted, "missed": wanted - len(found)}
+
+
+def _alone(documents: Sequence[Document], encoder: DocumentEncoder, options: Embed) -> Iterator[Made]:
+    """A pass over each part, from its characters, as if it were a document. No document is too long for that."""
+    asked = [(document, *_wanted(document, encoder.cut(document.text), encoder, options)) for document in documents]
+    texts = (document.text[part.start : part.end] for document, parts, _ in asked for part in parts)
+    reads = encoder.read(texts, options.batch_tokens)
+    for document, parts, wanted in asked:
+        own = list(itertools.islice(reads, len(parts)))
+        made = encoder.vectors([read.states for read in own], encoder.prompt_length) if own else None
+        lost = sum(read.lost for read in own)
+        counted = {"tokens": sum(len(read.ids) for read in own), "cut": int(lost > 0), "lost": lost}
+        yield document, parts, made, {**counted, "missed": wanted - len(parts)}
 
 
 def _wanted(document: Document, read: Read, encoder: DocumentEncoder, options: Embed) -> tuple[list[Part], int]:

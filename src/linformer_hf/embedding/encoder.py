@@ -44,7 +44,7 @@ class Read(NamedTuple):
         ids: token ids [n], special tokens and those of a prompt included.
         offsets: [n, 2], the first character of each token in the text and the one behind it; (0, 0) for special tokens
             and those of a prompt.
-        states: last hidden states [n, C], float32, on the CPU.
+        states: last hidden states [n, C], float32, on the CPU; none, [0, C], where the text was only `cut`.
         lost: how many tokens were cut off.
     """
 
@@ -139,6 +139,12 @@ class DocumentEncoder:
         for window in grouped(texts, self.size, BATCHES_AHEAD * batch_tokens):
             yield from self._read(window, batch_tokens)
 
+    def cut(self, text: str) -> Read:
+        """A text's tokens, all of them, without a pass and so without states: to find parts that are read alone."""
+        found = self._encoder.tokenizer(text, return_offsets_mapping=True, verbose=False)
+        offsets = torch.tensor(found["offset_mapping"], dtype=torch.long).view(-1, 2)
+        return Read(torch.tensor(found["input_ids"], dtype=torch.long), offsets, torch.empty(0, 0), 0)
+
     def size(self, text: str) -> int:
         """About how many tokens of a text are read."""
         return min(len(text) // CHARACTERS_PER_TOKEN + 1, self.length)
@@ -179,9 +185,9 @@ class DocumentEncoder:
         """Pieces of `size` tokens one after the other, without the special tokens; the last may be shorter.
 
         Raises:
-            ValueError: `size` is below 1, or the folder's pooling has no meaning for a piece.
+            ValueError: `size` is below 1, or the document was read and the folder's pooling has no meaning for a piece.
         """
-        self.check_parts()
+        self._check_late(read)
         if size < 1:
             raise ValueError(f"pieces have at least 1 token, not {size}.")
         first, stop = _text_tokens(read.offsets)
@@ -201,7 +207,7 @@ class DocumentEncoder:
         A span without a token that was read (blank, or behind the cut) is left out; the others keep their number.
         Raises as `pieces` does.
         """
-        self.check_parts()
+        self._check_late(read)
         first, stop = _text_tokens(read.offsets)
         starts, ends = (column.cummax(0).values.contiguous() for column in read.offsets[first:stop].unbind(1))
         found = []
@@ -212,6 +218,10 @@ class DocumentEncoder:
                 found.append(Part(i, begin, behind, start, min(end, int(ends[behind - first - 1]))))
         return found
 
+    def _check_late(self, read: Read) -> None:
+        if len(read.states):
+            self.check_parts()
+
     def check_parts(self) -> None:
         """Raise a ValueError if the folder's pooling has no meaning for a part of a document."""
         for module in self._behind:
@@ -220,8 +230,8 @@ class DocumentEncoder:
                 if mode in SINGLE_TOKEN:
                     raise ValueError(
                         f"the folder's pooling is {mode!r}: it reads one token that stands for the whole input, and "
-                        "pieces, sentences and spans of one pass have none. Take whole documents, or a folder that "
-                        "pools by mean or max."
+                        "pieces, sentences and spans of one pass have none. Take whole documents, read each part by "
+                        "itself (--alone), or take a folder that pools by mean or max."
                     )
 
     def fingerprint(self) -> str:
