@@ -120,3 +120,30 @@ def test_an_answer_has_at_most_so_many_tokens():
     assert best(context, starts, ends) == "x" * n
     ends[1 + n], ends[2 + n] = 0.0, 3.0  # one more would be too many
     assert best(context, starts, ends) == "x"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "logits", "labels", "expected"),
+    [
+        # The mean of a row's pieces decides: of the first row's two one alone would be wrong.
+        ("classification", "accuracy", [[3.0, 0.0], [0.0, 1.0], [0.0, 1.0]], [0, 0, 1], 1.0),
+        ("regression", "mse", [[1.0], [3.0], [5.0]], [2.0, 2.0, 4.0], 0.5),
+        ("multi-label", "subset_accuracy", [[3.0, -3.0], [-1.0, 1.0], [-1.0, 1.0]], [[1, 0], [1, 0], [0, 0]], 0.5),
+    ],
+)
+def test_a_row_in_pieces_is_judged_once(kind, name, logits, labels, expected):
+    prediction = SimpleNamespace(predictions=np.array(logits), label_ids=np.array(labels))
+    compute = metrics.build_compute_metrics(kind, [name], "ab", pieces=[0, 0, 1])
+    assert compute(prediction) == {name: pytest.approx(expected)}
+
+
+def test_a_context_in_pieces_has_an_answer_where_one_piece_has():
+    rows = Dataset.from_list(
+        [
+            {"pair": "a b", "label": {"text": texts, "answer_start": []}, "spans": [[-1, -1], [0, 1], [2, 3]]}
+            for texts in (["b"], ["b"], [], [])
+        ]
+    )
+    starts = ends = np.array([[9.0, 0.0, 0.0], [1.0, 0.0, 2.0], [9.0, 8.0, 0.0], [4.0, 0.0, 0.0]])
+    assert [*metrics.best_answers(rows, starts, ends, [0, 0, 1, 1])] == ["b", "a"]
+    assert [*metrics.best_answers(rows, starts, ends)] == ["", "b", "", ""]

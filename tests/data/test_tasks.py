@@ -19,7 +19,7 @@ import pytest
 from datasets import Dataset
 
 from linformer_hf.data import demo_tasks, demo_texts, documents, task_sources
-from linformer_hf.data.metrics import best_threshold, build_compute_metrics
+from linformer_hf.data.metrics import best_answers, best_threshold, build_compute_metrics
 from linformer_hf.data.task_sources import HUB_TASKS, load_task
 from linformer_hf.data.tasks import DEMO_TASKS, LoadedTask, TaskData, tokenize_task
 
@@ -402,6 +402,7 @@ def test_too_few_rows_are_refused(write):
         ({"task": "files"}, "task: files needs it"),
         ({"task": "imdb", "train_file": "x.csv"}, "train_file belongs to task: files"),
         ({"task": "imdb", "max_length": 3}, "max_length must be at least 4, got 3."),
+        ({"task": "imdb", "stride": -1}, "stride is a number of tokens, at least 0, not -1."),
         ({"task": "imdb", "test_fraction": 0}, "test_fraction must lie between 0 and 1, got 0."),
         ({"task": "imdb", "validation_fraction": 1.0}, "validation_fraction must lie between 0 and 1, got 1.0."),
     ],
@@ -442,11 +443,11 @@ def test_pairs_are_tokenized_together(write, tokenizers):
 
 
 def encoded(
-    kind: str, rows: list[dict], tokenizer, max_length: int | None = None, names=()
+    kind: str, rows: list[dict], tokenizer, max_length: int | None = None, names=(), stride: int | None = None
 ) -> tuple[LoadedTask, Dataset]:
     table = Dataset.from_list(rows)
     task = LoadedTask("t", table, table, table, list(names) or None, (), kind=kind)
-    return task, tokenize_task(task, tokenizer, max_length)["train"]
+    return task, tokenize_task(task, tokenizer, max_length, stride)["train"]
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
@@ -468,6 +469,85 @@ def test_words_beyond_the_cut_have_no_label_and_are_counted(tokenizers):
     task, rows = encoded("token-classification", given, tokenizers["wordpiece"], 6, "ab")
     assert rows[0]["labels"] == [-100, 1, 1, 1, 1, -100]
     assert (task.counts["train_truncated_rows"], task.counts["train_truncated_tokens"]) == (1, 6)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
+def test_rows_are_read_in_pieces_that_overlap(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    given = [{"text": "the river " * 9, "label": 1}, {"text": "a stone", "label": 0}]
+    task, rows = encoded("classification", given, tokenizer, 10, "ab", stride=3)
+    whole = tokenizer(given[0]["text"], add_special_tokens=False)["input_ids"]
+    starts = range(0, len(whole) - 3, 10 - 2 - 3)
+    pieces = [whole[start : start + 8] for start in starts]
+    assert [row[1:-1] for row in rows["input_ids"][:-1]] == pieces
+    assert all(row[0] == rows["input_ids"][0][0] and row[-1] == rows["input_ids"][0][-1] for row in rows["input_ids"])
+    assert list(rows["label"]) == [1] * len(pieces) + [0]
+    assert task.pieces["train"] == [0] * len(pieces) + [1]
+    assert (task.counts["train_pieces"], task.counts["train_truncated_tokens"]) == (len(pieces) + 1, 0)
+
+
+def test_pieces_of_many_rows_are_those_of_their_rows(tokenizers):
+    """More rows than are tokenised at a time."""
+    given = [{"text": "river " * (1 + i % 9), "label": i % 2} for i in range(1100)]
+    task, rows = encoded("classification", given, tokenizers["wordpiece"], 5, "ab", stride=0)
+    assert task.pieces["train"] == [i for i in range(1100) for _ in range(-(-(1 + i % 9) // 3))]
+    assert list(rows["label"]) == [i % 2 for i in task.pieces["train"]]
+
+
+def test_a_word_has_its_tag_where_most_stands_around_it(tokenizers):
+    tokenizer = tokenizers["wordpiece"]
+    words = ["river"] * 12
+    task, rows = encoded(
+        "token-classification", [{"text": words, "label": [*range(12)]}], tokenizer, 8, "abcdefghijkl", stride=4
+    )
+    labels = [[label for label in row if label != -100] for row in rows["labels"]]
+    assert [len(row) for row in rows["input_ids"]] == [8, 8, 8, 8]  # words 0 to 5, 2 to 7, 4 to 9, 6 to 11
+    assert labels == [[0, 1, 2, 3], [4, 5], [6, 7], [8, 9, 10, 11]]
+    logits = np.full((4, 8, 12), -1.0)
+    for piece, row in enumerate(rows["labels"]):
+        for place, label in enumerate(row):
+            logits[piece, place, max(label, 0)] = 1.0
+    compute = build_compute_metrics(
+        "token-classification", ["accuracy"], [*"abcdefghijkl"], pieces=task.pieces["train"]
+    )
+    assert compute(SimpleNamespace(predictions=logits, label_ids=np.array(rows["labels"]))) == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
+def test_an_answer_lies_in_the_pieces_that_hold_all_of_it(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    context = "the river stood under the mountain " * 8 + "and the keeper walked quietly"
+    answer = {"text": ["the keeper"], "answer_start": [context.index("the keeper")]}
+    given = [{"text": "who", "pair": context, "label": answer}]
+    task, rows = encoded("question-answering", given, tokenizer, 24, stride=8)
+    assert len(rows) == len(task.pieces["train"]) > 2
+    found = [row for row in rows if row["start_positions"]]
+    assert 0 < len(found) < len(rows)
+    for row in found:
+        first, last = row["spans"][row["start_positions"]][0], row["spans"][row["end_positions"]][1]
+        assert context[first:last].strip() == "the keeper"
+    assert all(row["end_positions"] == 0 for row in rows if not row["start_positions"])
+    read = Dataset.from_list([{**given[0], "spans": row["spans"]} for row in rows])
+    starts, ends = np.zeros((2, len(rows), 24))
+    for i, row in enumerate(rows):
+        starts[i, row["start_positions"]] = ends[i, row["end_positions"]] = 5.0 if row["start_positions"] else 9.0
+    (best,) = best_answers(read, starts, ends, task.pieces["train"])
+    assert best.strip() == "the keeper"
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "max_length", "stride", "message"),
+    [
+        ("classification", {"text": "a", "label": 0}, 10, 8, "data.stride=8 leaves nothing new .* choose at most 7"),
+        ("classification", {"text": "a", "label": 0}, None, 8, "data.stride needs data.max_length"),
+        ("classification", {"text": "a", "pair": "b", "label": 0}, 10, 2, "these are pairs of texts"),
+        ("multiple-choice", {"text": "a", "pair": ["b", "c"], "label": 0}, 10, 2, "has no meaning for multiple-choice"),
+        ("pairs", {"text": "a", "pair": "b"}, 10, 2, "has no meaning for pairs"),
+    ],
+)
+def test_pieces_that_cannot_be(tokenizers, kind, row, max_length, stride, message):
+    with pytest.raises(ValueError, match=message):
+        encoded(kind, [row], tokenizers["wordpiece"], max_length, "ab", stride)
 
 
 def test_labels_are_ones_and_zeros(tokenizers):

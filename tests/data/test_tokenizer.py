@@ -102,7 +102,8 @@ def test_rows_are_cut_as_the_tokenizer_cuts_them_and_what_they_lose_is_counted(
 ):
     tokenizer = tokenizers[kind]
     counted = Counted(tokenizer, fast)
-    found, lost = Cutter(counted, 12)(*sides, **options)
+    found, lost, whose = Cutter(counted, 12)(*sides, **options)
+    assert whose == [0, 1, 2, 3]
     expected = tokenizer(*sides, max_length=12, **{"truncation": True, **options})
     assert dict(found) == dict(expected)
     assert lost == [max(0, len(ids) - 12) for ids in tokenizer(*sides)["input_ids"]]
@@ -113,6 +114,6 @@ def test_rows_are_cut_as_the_tokenizer_cuts_them_and_what_they_lose_is_counted(
 
 
 def test_without_a_length_nothing_is_cut(tokenizers):
-    found, lost = Cutter(tokenizers["wordpiece"], None)(ROWS)
+    found, lost, whose = Cutter(tokenizers["wordpiece"], None)(ROWS)
     assert dict(found) == dict(tokenizers["wordpiece"](ROWS))
-    assert lost == [0] * 4
+    assert (lost, whose) == ([0] * 4, [0, 1, 2, 3])

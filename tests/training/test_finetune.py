@@ -322,6 +322,38 @@ def test_one_of_several_choices(tuned):
     assert reported(folder)["accuracy"] == pytest.approx(right / 12)
 
 
+def test_rows_in_pieces_are_judged_as_rows(tuned, tmp_path):
+    """By hand: the mean of the logits of a row's pieces, as the tokenizer cuts them."""
+    before = results_of(tuned("multi-label"))["recipe"]
+    before["data"] |= {"max_length": 5, "stride": 1}
+    before["training"] |= {"output_dir": str(tmp_path / "run"), "max_steps": 20}
+    folder = finetune(write_recipe(tmp_path / "recipe.yaml", **before))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    rows, right, several = [json.loads(line) for line in topics(12).splitlines()], 0, 0
+    for row in rows:
+        cut = {"truncation": True, "max_length": 5, "stride": 1, "return_overflowing_tokens": True}
+        pieces = tokenizer(row["text"], **cut)["input_ids"]
+        with torch.no_grad():
+            logits = torch.cat([model(torch.tensor([piece])).logits for piece in pieces]).mean(0)
+        found = {model.config.id2label[i] for i, logit in enumerate(logits.tolist()) if logit > 0}
+        right, several = right + (found == set(row["label"])), several + (len(pieces) > 1)
+    data, metrics = results_of(folder)["data"], results_of(folder)["metrics"]
+    assert several
+    assert data["test_pieces"] > metrics["test_rows"] == data["test_rows"] == 12
+    assert metrics["test_subset_accuracy"] == pytest.approx(right / 12)
+
+
+@pytest.mark.parametrize("kind", ["token-classification", "question-answering"])
+def test_long_rows_that_fit_into_one_piece_are_as_without(tuned, tmp_path, kind):
+    if kind == "token-classification":
+        pytest.importorskip("seqeval.metrics")
+    before = results_of(tuned(kind))["recipe"]
+    before["data"] |= {"stride": 1}
+    before["training"] |= {"output_dir": str(tmp_path / "run")}
+    assert reported(finetune(write_recipe(tmp_path / "recipe.yaml", **before))) == reported(tuned(kind))
+
+
 def test_truncation_is_told_in_one_line(tuned, caplog):
     counts = results_of(tuned("question-answering"))["data"]
     assert truncation(counts) == ""
@@ -343,8 +375,9 @@ def test_a_run_tells_what_it_cut_and_so_does_its_card(tuned, tmp_path, caplog):
 
 
 def test_what_would_fail_after_the_training_is_refused_before(tuned, tmp_path, monkeypatch):
-    def refusal(kind: str, **training) -> str:
+    def refusal(kind: str, data=None, **training) -> str:
         before = results_of(tuned(kind))["recipe"]
+        before["data"] |= data or {}
         before["training"] |= {"output_dir": str(tmp_path / "run"), **training}
         with pytest.raises(ValueError, match=r"\w") as error:
             finetune(write_recipe(tmp_path / "recipe.yaml", **before))
@@ -353,6 +386,8 @@ def test_what_would_fail_after_the_training_is_refused_before(tuned, tmp_path, m
 
     message = refusal("question-answering", train_sampling_strategy="group_by_length")
     assert "group_by_length changes the order of test rows too" in message
+    message = refusal("multi-label", {"stride": 1}, train_sampling_strategy="group_by_length")
+    assert "by which the pieces of a row belong together" in message
     pytest.importorskip("seqeval")
     tuned("token-classification")
     whole = importlib.util.find_spec

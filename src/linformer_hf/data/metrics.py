@@ -8,7 +8,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,12 @@ METRICS: dict[str, dict[str, Any]] = {
 
 
 def build_compute_metrics(
-    kind: str, names: Sequence[str], classes: Sequence[str] = (), positive: int = 1, rows: Dataset | None = None
+    kind: str,
+    names: Sequence[str],
+    classes: Sequence[str] = (),
+    positive: int = 1,
+    rows: Dataset | None = None,
+    pieces: Sequence[int] | None = None,
 ) -> Callable[[Any], dict[str, float]]:
     """Trainer's `compute_metrics`.
 
@@ -109,6 +114,7 @@ def build_compute_metrics(
         classes: their names, in order.
         positive: of two classes, the one that F1 is about.
         rows: of question-answering: the rows that are judged, in their order, with `pair`, `label` and `spans`.
+        pieces: which row each of the judged pieces is of, in their order, where rows are read in pieces.
     """
     metrics = {name: METRICS[kind][name] for name in names}
     if kind == "classification" and "f1" in metrics:  # classes of the task, not what these rows happen to hold
@@ -117,51 +123,75 @@ def build_compute_metrics(
     def compute(prediction: Any) -> dict[str, float]:
         logits, references = prediction.predictions, prediction.label_ids
         if rows is not None:
-            answers: Any = list(best_answers(rows, *logits[:2]))
-            references = [label["text"] for label in rows["label"]]
+            starts, ends = logits[:2]
+            answers: Any = list(best_answers(rows, starts, ends, pieces))
+            references = [rows[group[0]]["label"]["text"] for group in _groups(pieces, len(rows))]
         else:
             logits = logits[0] if isinstance(logits, tuple) else logits
-            answers, references = _answers(kind, logits, references, classes)
+            answers, references = _answers(kind, logits, references, classes, pieces)
         return {name: float(metric(references, answers)) for name, metric in metrics.items()}
 
     return compute
 
 
-def _answers(kind: str, logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[Any, Any]:
+def _groups(pieces: Sequence[int] | None, count: int) -> list[range]:
+    """The places of each row's pieces, which follow one another; without `pieces` every row is one of `count`."""
+    if pieces is None:
+        return [range(place, place + 1) for place in range(count)]
+    starts = np.flatnonzero(np.diff(pieces, prepend=-1)).tolist()
+    return [range(*ends) for ends in pairwise([*starts, len(pieces)])]
+
+
+def _answers(
+    kind: str, logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pieces: Sequence[int] | None
+) -> tuple[Any, Any]:
     """(answers, references) of all kinds whose rows need not be looked up."""
+    groups = _groups(pieces, len(logits))
+    if kind == "token-classification":
+        there = labels >= 0
+        sides = list(zip(logits.argmax(-1), labels, there, strict=True))
+        found = [[(answer[kept], label[kept]) for answer, label, kept in sides[g.start : g.stop]] for g in groups]
+        named = [[[classes[i] for part in parts for i in part[side]] for parts in found] for side in (0, 1)]
+        return named[0], named[1]
+    logits = np.stack([logits[group.start : group.stop].mean(0) for group in groups])
+    labels = labels[[group.start for group in groups]]
     if kind == "regression":
         return logits[:, 0], labels
     if kind == "multi-label":
         return (logits > 0).astype(int), labels.astype(int)  # more likely than not
-    if kind == "token-classification":
-        there = labels >= 0
-        sides = zip(logits.argmax(-1), labels, there, strict=True)
-        named = [
-            ([classes[i] for i in answer[kept]], [classes[i] for i in label[kept]]) for answer, label, kept in sides
-        ]
-        return [answer for answer, _ in named], [label for _, label in named]
     return logits.argmax(-1), labels
 
 
-def best_answers(rows: Dataset, starts: np.ndarray, ends: np.ndarray) -> Iterator[str]:
+def best_answers(
+    rows: Dataset, starts: np.ndarray, ends: np.ndarray, pieces: Sequence[int] | None = None
+) -> Iterator[str]:
     """The span of each context with the highest sum of logits; "" where that of the row's first token is higher.
 
-    The latter only if some answers of `rows` are empty: else nothing was learned about the first token.
+    The latter only if some answers of `rows` are empty: else nothing was learned about the first token. Of a context in
+    pieces the first token with the lowest sum counts, as in transformers' run_qa.py: one piece that has an answer is
+    enough.
 
     Args:
         rows: with `pair`, `label` and `spans`, [start, end] of each token's characters or [-1, -1].
         starts, ends: [rows, tokens].
+        pieces: as in `build_compute_metrics`.
     """
     nothing = any(not label["text"] for label in rows["label"])
-    for row, start, end in zip(rows, starts, ends, strict=True):
-        spans = np.array(row["spans"])
-        none = start[0] + end[0] if nothing else -np.inf
-        start, end = (np.where(spans[:, 0] < 0, -np.inf, side[: len(spans)]) for side in (start, end))
-        # [tokens more than one, first token]
-        more = range(min(LONGEST_ANSWER, len(spans)))
-        scores = np.stack([start + np.pad(end[m:], (0, m), constant_values=-np.inf) for m in more])
-        m, first = np.unravel_index(scores.argmax(), scores.shape)
-        yield row["pair"][spans[first, 0] : spans[first + m, 1]] if scores[m, first] > none else ""
+    for group in _groups(pieces, len(rows)):
+        found = [_best_span(rows[place], starts[place], ends[place]) for place in group]
+        score, text = max(found, key=lambda one: one[0])
+        none = min(starts[place][0] + ends[place][0] for place in group) if nothing else -np.inf
+        yield text if score > none else ""
+
+
+def _best_span(row: Mapping[str, Any], start: np.ndarray, end: np.ndarray) -> tuple[float, str]:
+    spans = np.array(row["spans"])
+    start, end = (np.where(spans[:, 0] < 0, -np.inf, side[: len(spans)]) for side in (start, end))
+    # [tokens more than one, first token]
+    more = range(min(LONGEST_ANSWER, len(spans)))
+    scores = np.stack([start + np.pad(end[m:], (0, m), constant_values=-np.inf) for m in more])
+    m, first = np.unravel_index(scores.argmax(), scores.shape)
+    return float(scores[m, first]), row["pair"][spans[first, 0] : spans[first + m, 1]]
 
 
 def test_metric(metrics: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ all but `movie-snippets` are constructed: their numbers never belong beside QQP'
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, Literal
 
 import datasets
@@ -20,92 +19,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .tokenizer import Cutter
+from .tokenizer import (
+    Batch,
+    Cutter,
+    Encoded,
+    encode_choices,
+    encode_labels,
+    encode_pairs,
+    encode_questions,
+    encode_texts,
+    encode_words,
+)
 
 
 PASSAGE_WORDS = 400  # of a passage of `genre`, unless set: 512 tokens and more of most tokenizers
-IGNORED = -100  # the label of a token that has none
-BEYOND = 10**6  # where an answer lies that was cut off: the loss of every model passes over places beyond the row
-Batch = Mapping[str, list[Any]]
-Encoded = tuple[dict[str, Any], list[int]]  # columns, and how many tokens each row lost
-
-
-def encode_texts(batch: Batch, cut: Cutter, width: int) -> Encoded:
-    encoded, lost = cut(*([batch["text"], batch["pair"]] if "pair" in batch else [batch["text"]]))
-    return {**encoded, "label": batch["label"]}, lost
-
-
-def encode_labels(batch: Batch, cut: Cutter, width: int) -> Encoded:
-    """A row's labels as a one or a zero for each of `width` classes."""
-    encoded, lost = encode_texts(batch, cut, width)
-    return encoded | {"label": [[float(i in row) for i in range(width)] for row in batch["label"]]}, lost
-
-
-def encode_words(batch: Batch, cut: Cutter, width: int) -> Encoded:
-    """The first piece of each word has the word's tag, and no other piece has one.
-
-    The words are read as a text, with blanks between them, as a pipeline will read them: byte-level tokenizers have
-    other pieces for a word alone.
-    """
-    encoded, lost = cut([" ".join(words) for words in batch["text"]])
-    labels = [[IGNORED] * len(ids) for ids in encoded["input_ids"]]
-    for i, (words, tags) in enumerate(zip(batch["text"], batch["label"], strict=True)):
-        starts = accumulate((len(word) + 1 for word in words[:-1]), initial=0)
-        for start, tag in zip(starts, tags, strict=True):
-            first = encoded.char_to_token(i, start)
-            if first is not None:
-                labels[i][first] = tag
-    return {**encoded, "labels": labels}, lost
-
-
-def encode_questions(batch: Batch, cut: Cutter, width: int) -> Encoded:
-    """Places of the answer's first and last token, or of the first token of all where the context has no answer.
-
-    `spans` are the characters of the context that each token stands for; (-1, -1) of the other tokens.
-    """
-    try:
-        encoded, lost = cut(batch["text"], batch["pair"], truncation="only_second", return_offsets_mapping=True)
-    except Exception as error:  # tokenizers has no other kind
-        if "Truncation" not in str(error):
-            raise
-        longest = max(batch["text"], key=len)
-        raise ValueError(
-            f"max_length={cut.max_length} leaves no room for a context behind the question {longest[:60]!r}. Raise it, "
-            "or shorten the question."
-        ) from error
-    columns: dict[str, Any] = {"start_positions": [], "end_positions": [], "spans": []}
-    offsets = encoded.pop("offset_mapping")
-    for i, answers in enumerate(batch["label"]):
-        places: list[int | None] = [0, 0]
-        if answers["text"]:
-            text, start = answers["text"][0], answers["answer_start"][0]
-            ends = (start, start + len(text.rstrip()) - 1)
-            places = [encoded.char_to_token(i, place, sequence_index=1) for place in ends]
-            places = [BEYOND, BEYOND] if None in places else places
-        columns["start_positions"].append(places[0])
-        columns["end_positions"].append(places[1])
-        sides = zip(offsets[i], encoded.sequence_ids(i), strict=True)
-        columns["spans"].append([list(span) if side == 1 else [-1, -1] for span, side in sides])
-    return {**encoded, **columns}, lost
-
-
-def encode_choices(batch: Batch, cut: Cutter, width: int) -> Encoded:
-    """Each choice behind the text. Where a row has fewer than `width`, the rest are choices without a token."""
-    counts = [len(choices) for choices in batch["pair"]]
-    texts = [text for text, count in zip(batch["text"], counts, strict=True) for _ in range(count)]
-    encoded, lost = cut(texts, [choice for choices in batch["pair"] for choice in choices])
-    rows = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
-    columns = {
-        name: [column[row] + [[]] * (width - (row.stop - row.start)) for row in rows]
-        for name, column in encoded.items()
-    }
-    return {**columns, "label": batch["label"]}, [sum(lost[row]) for row in rows]
-
-
-def encode_pairs(batch: Batch, cut: Cutter, width: int) -> Encoded:
-    """The texts as they are: sentence-transformers tokenises them itself."""
-    lost = [cut(texts)[1] for name, texts in batch.items() if name != "label"]
-    return dict(batch), [sum(row) for row in zip(*lost, strict=True)]
 
 
 def _right(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
@@ -221,6 +148,9 @@ class TaskData:
         path: the archive that holds the rows (task: movie-snippets).
         max_length: tokens of a row, special tokens included; longer ones are truncated and counted. By default the
             task's own, and at most what the model reads.
+        stride: read longer rows in pieces of max_length tokens that share so many with the one before. Every piece is
+            trained on as a row; a text is judged by the mean of its pieces' logits, a word in the piece where it stands
+            furthest from the edges, and a question by the best span of all. Not for texts in pairs.
         validation_fraction, test_fraction: sizes of slices that are cut from the training rows.
         max_train_rows, max_test_rows: use so many, drawn at random.
         passage_words: words of a row (task: genre); 3,000 are some 4,000 tokens.
@@ -278,6 +208,7 @@ class TaskData:
     metrics: list[str] = field(default_factory=list)
     path: str | None = None
     max_length: int | None = None
+    stride: int | None = None
     validation_fraction: float = 0.05
     test_fraction: float = 0.1
     max_train_rows: int | None = None
@@ -301,6 +232,8 @@ class TaskData:
             raise ValueError("kind: pairs has no labels: leave label_column out, or set kind: similarity for scores.")
         if self.max_length is not None and self.max_length < 4:
             raise ValueError(f"max_length must be at least 4, got {self.max_length}.")
+        if self.stride is not None and self.stride < 0:
+            raise ValueError(f"stride is a number of tokens, at least 0, not {self.stride}.")
         if self.passage_words < 1 or (self.passage_words != PASSAGE_WORDS and self.task != "genre"):
             found = f"got {self.passage_words} for {self.task}"
             raise ValueError(f"passage_words must be at least 1 and belongs to task: genre, {found}.")
@@ -336,6 +269,7 @@ class LoadedTask:
         baselines: test accuracy of answers that need no model.
         more_tests: further test rows by name.
         rules: of two classes, a text's score by which the second is told from the first, without a model.
+        pieces: split -> the row that each of its pieces is of, in their order, where rows are read in pieces.
     """
 
     name: str
@@ -351,6 +285,7 @@ class LoadedTask:
     kind: str = "classification"
     more_tests: dict[str, Dataset] = field(default_factory=dict)
     rules: Mapping[str, Callable[[str], float]] = field(default_factory=dict)
+    pieces: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, Dataset]:
@@ -415,32 +350,54 @@ def with_labels(rows: Dataset, number: Callable[[Any], int | None]) -> Dataset:
     )
 
 
-def tokenize_task(task: LoadedTask, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> dict[str, Dataset]:
+def tokenize_task(
+    task: LoadedTask, tokenizer: PreTrainedTokenizerBase, max_length: int | None, stride: int | None = None
+) -> dict[str, Dataset]:
     """Splits with the columns that the model reads; how many rows lost how many tokens goes into `task.counts`.
 
+    Args:
+        stride: as in TaskData. A split then has a row for each piece, and `task.pieces` says of which row it is.
+
     Raises:
-        ValueError: the kind needs to know which characters a token stands for, and the tokenizer does not say.
+        ValueError: the kind needs to know which characters a token stands for, and the tokenizer does not say; or rows
+            of this kind cannot be read in pieces.
     """
     kind = KINDS[task.kind]
     if not tokenizer.is_fast and task.kind in ("token-classification", "question-answering"):
         raise ValueError(f"{task.kind} needs a fast tokenizer, whose tokens have places; this is none. Convert it.")
+    if stride is not None:
+        _check_pieces(task, kind)
     choices = (
         [len(row) for rows in task.splits.values() for row in rows["pair"]] if task.kind == "multiple-choice" else []
     )
     width = max(choices, default=len(task.label_names or ()))
-    cut = Cutter(tokenizer, max_length)
+    cut = Cutter(tokenizer, max_length, stride)
     splits = {}
     for split, rows in task.splits.items():
         lost: list[int] = []
+        whose: list[int] = []
 
-        def encode(batch: Batch, lost: list[int] = lost) -> dict[str, Any]:
-            columns, cut_off = kind.encode(batch, cut, width)
+        def encode(batch: Batch, places: list[int], lost: list[int] = lost, whose: list[int] = whose) -> dict[str, Any]:
+            columns, cut_off, of_batch = kind.encode(batch, cut, width)
             lost += cut_off
+            whose += [places[row] for row in of_batch]
             return columns
 
         options = {"batched": True, "remove_columns": rows.column_names, "load_from_cache_file": False}
-        splits[split] = rows.map(encode, **options, desc=f"tokenising {split}")
+        splits[split] = rows.map(encode, with_indices=True, **options, desc=f"tokenising {split}")
         task.counts[f"{split}_truncated_rows"] = sum(map(bool, lost))
         task.counts[f"{split}_truncated_tokens"] = sum(lost)
+        if stride is not None:
+            task.pieces[split] = whose
+            task.counts[f"{split}_pieces"] = len(whose)
     task.counts["max_length"] = max_length
     return splits
+
+
+def _check_pieces(task: LoadedTask, kind: Kind) -> None:
+    if kind.encode in (encode_choices, encode_pairs):
+        raise ValueError(f"data.stride has no meaning for {task.kind}: its rows are not read in pieces. Leave it out.")
+    if kind.encode is not encode_questions and "pair" in task.train.column_names:
+        raise ValueError(
+            "data.stride is for rows of one text, or a question and its context; these are pairs of texts."
+        )

@@ -1,10 +1,12 @@
-"""Tokenizers: trained on the documents, stored under their content, loaded."""
+"""Tokenizers: trained on the documents, stored under their content, loaded; and labelled rows as a model reads them."""
 
 import hashlib
 import logging
+import math
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ from .documents import PretrainingData
 
 
 logger = logging.getLogger(__name__)
+
+IGNORED = -100  # the label of a token that has none
+BEYOND = 10**6  # where an answer lies that was cut off: the loss of every model passes over places beyond the row
+Batch = Mapping[str, list[Any]]
+Encoded = tuple[dict[str, Any], list[int], list[int]]  # columns, how many tokens each row lost, each piece's row
 
 
 def train_tokenizer(texts: Iterable[str], data: PretrainingData) -> PreTrainedTokenizerBase:
@@ -104,21 +111,50 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 class Cutter:
-    """A tokenizer that says how many tokens each row lost by being cut to `max_length` (None: none is cut)."""
+    """A tokenizer that says how many tokens each row lost by being cut to `max_length` (None: none is cut).
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None):
-        self.tokenizer, self.max_length = tokenizer, max_length
+    Args:
+        stride: cut rows into pieces instead, each of which shares so many tokens with the one before.
 
-    def __call__(self, *texts: list[Any], truncation: str = "longest_first", **more: Any) -> tuple[Any, list[int]]:
-        """Of texts, or of pairs given as two lists: what the tokenizer gives, and the tokens lost of each row.
+    Raises:
+        ValueError: there is no such piece.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, stride: int | None = None):
+        self.tokenizer, self.max_length, self.stride = tokenizer, max_length, stride
+        if stride is None:
+            return
+        if max_length is None:
+            raise ValueError("data.stride needs data.max_length, the tokens of a piece: the checkpoint names no limit.")
+        if not tokenizer.is_fast:
+            raise ValueError("data.stride needs a fast tokenizer; this is none. Convert it.")
+        room = max_length - tokenizer.num_special_tokens_to_add()
+        if stride >= room:
+            raise ValueError(
+                f"data.stride={stride} leaves nothing new for a piece of max_length={max_length} tokens, {room} of "
+                f"them the text's: choose at most {room - 1}."
+            )
+
+    def __call__(
+        self, *texts: list[Any], truncation: str = "longest_first", **more: Any
+    ) -> tuple[Any, list[int], list[int]]:
+        """Of texts, or of pairs given as two lists.
 
         Only pairs that are too long are read twice: what is cut off of them stands in no order that could be counted.
+
+        Returns:
+            What the tokenizer gives, the tokens lost of each row, and which row each piece is of: without `stride`
+            every row is one piece.
         """
         given = {"truncation": truncation, "max_length": self.max_length, **more}
+        count = len(texts[0])
+        if self.stride is not None:
+            cut = self.tokenizer(*texts, **given, stride=self.stride, return_overflowing_tokens=True)
+            return cut, [0] * count, cut.pop("overflow_to_sample_mapping")
         if len(texts) == 1 and self.max_length is not None and self.tokenizer.is_fast:
             cut = self.tokenizer(*texts, **given)
             rest = (row.overflowing for row in cut.encodings)
-            return cut, [sum(part.special_tokens_mask.count(0) for part in parts) for parts in rest]
+            return cut, [sum(part.special_tokens_mask.count(0) for part in parts) for parts in rest], [*range(count)]
         whole = self.tokenizer(*texts, verbose=False, **more)
         lost = [max(0, len(ids) - (self.max_length or len(ids))) for ids in whole["input_ids"]]
         rows = [row for row, count in enumerate(lost) if count]
@@ -129,4 +165,102 @@ class Cutter:
                     whole[name][row] = column[place]
                 if whole.encodings is not None:
                     whole.encodings[row] = cut.encodings[place]
-        return whole, lost
+        return whole, lost, [*range(count)]
+
+
+def encode_texts(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    encoded, lost, whose = cut(*([batch["text"], batch["pair"]] if "pair" in batch else [batch["text"]]))
+    return {**encoded, "label": [batch["label"][row] for row in whose]}, lost, whose
+
+
+def encode_labels(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    """A row's labels as a one or a zero for each of `width` classes."""
+    encoded, lost, whose = encode_texts(batch, cut, width)
+    return encoded | {"label": [[float(i in row) for i in range(width)] for row in encoded["label"]]}, lost, whose
+
+
+def encode_words(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    """The first token of each word has the word's tag, and no other token has one.
+
+    The words are read as a text, with blanks between them, as a pipeline will read them: byte-level tokenizers have
+    other tokens for a word alone. Where pieces overlap a word has its tag in one of them.
+    """
+    encoded, lost, whose = cut([" ".join(words) for words in batch["text"]])
+    labels = [[IGNORED] * len(ids) for ids in encoded["input_ids"]]
+    starts = [accumulate((len(word) + 1 for word in words[:-1]), initial=0) for words in batch["text"]]
+    pieces: list[list[int]] = [[] for _ in batch["text"]]
+    for piece, row in enumerate(whose):
+        pieces[row].append(piece)
+    for row, tags in enumerate(batch["label"]):
+        for start, tag in zip(starts[row], tags, strict=True):
+            found = [(piece, encoded.char_to_token(piece, start)) for piece in pieces[row]]
+            places = [(piece, token) for piece, token in found if token is not None]
+            if places:
+                edges = pieces[row][0], pieces[row][-1]
+                piece, token = max(places, key=lambda place: _room(place, len(labels[place[0]]), edges))
+                labels[piece][token] = tag
+    return {**encoded, "labels": labels}, lost, whose
+
+
+def _room(place: tuple[int, int], length: int, edges: tuple[int, int]) -> float:
+    """How many tokens stand before or behind a token of a piece, whichever are fewer.
+
+    Args:
+        place: the piece and the token in it.
+        length: tokens of the piece.
+        edges: the row's first and last piece, whose outer ends cut nothing off.
+    """
+    piece, token = place
+    return min(token if piece > edges[0] else math.inf, length - 1 - token if piece < edges[1] else math.inf)
+
+
+def encode_questions(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    """Places of the answer's first and last token, or of the first token of all where the context has no answer.
+
+    `spans` are the characters of the context that each token stands for; (-1, -1) of the other tokens.
+    """
+    try:
+        encoded, lost, whose = cut(batch["text"], batch["pair"], truncation="only_second", return_offsets_mapping=True)
+    except Exception as error:  # tokenizers has no other kind
+        if "Truncation" not in str(error):
+            raise
+        longest = max(batch["text"], key=len)
+        raise ValueError(
+            f"max_length={cut.max_length} leaves no room for a context behind the question {longest[:60]!r}. Raise it, "
+            "or shorten the question."
+        ) from error
+    columns: dict[str, Any] = {"start_positions": [], "end_positions": [], "spans": []}
+    offsets = encoded.pop("offset_mapping")
+    beyond = BEYOND if cut.stride is None else 0  # another piece holds the answer: this one has none
+    for i, answers in enumerate(batch["label"][row] for row in whose):
+        places: list[int | None] = [0, 0]
+        if answers["text"]:
+            text, start = answers["text"][0], answers["answer_start"][0]
+            ends = (start, start + len(text.rstrip()) - 1)
+            places = [encoded.char_to_token(i, place, sequence_index=1) for place in ends]
+            places = [beyond, beyond] if None in places else places
+        columns["start_positions"].append(places[0])
+        columns["end_positions"].append(places[1])
+        sides = zip(offsets[i], encoded.sequence_ids(i), strict=True)
+        columns["spans"].append([list(span) if side == 1 else [-1, -1] for span, side in sides])
+    return {**encoded, **columns}, lost, whose
+
+
+def encode_choices(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    """Each choice behind the text. Where a row has fewer than `width`, the rest are choices without a token."""
+    counts = [len(choices) for choices in batch["pair"]]
+    texts = [text for text, count in zip(batch["text"], counts, strict=True) for _ in range(count)]
+    encoded, lost, _ = cut(texts, [choice for choices in batch["pair"] for choice in choices])
+    rows = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+    columns = {
+        name: [column[row] + [[]] * (width - (row.stop - row.start)) for row in rows]
+        for name, column in encoded.items()
+    }
+    return {**columns, "label": batch["label"]}, [sum(lost[row]) for row in rows], [*range(len(rows))]
+
+
+def encode_pairs(batch: Batch, cut: Cutter, width: int) -> Encoded:
+    """The texts as they are: sentence-transformers tokenises them itself."""
+    lost = [cut(texts)[1] for name, texts in batch.items() if name != "label"]
+    sums = [sum(row) for row in zip(*lost, strict=True)]
+    return dict(batch), sums, [*range(len(sums))]

@@ -220,7 +220,7 @@ def prepare(
 ) -> tuple[LoadedTask, Any, PreTrainedTokenizerBase, dict[str, Dataset]]:
     """The task, the model with its head, or the sentence encoder, its tokenizer, and the splits as it reads them."""
     task = load_task(data)
-    _check(task, section, arguments)
+    _check(task, section, arguments, data.stride is not None)
     pairing = pairing.for_kind(task.kind)
     if task.kind in OF_VECTORS:
         model: Any = pairs.load_encoder(
@@ -242,7 +242,7 @@ def prepare(
             f"(max_position_embeddings={limit}). Lower it, or resize the checkpoint's positions first."
         )
     max_length = data.max_length or min(filter(None, (task.max_length, usual)), default=None)
-    splits = tokenize_task(task, tokenizer, max_length)
+    splits = tokenize_task(task, tokenizer, max_length, data.stride)
     if told := truncation(task.counts):
         logger.warning("%s", told)
     return task, model, tokenizer, pairs.in_order(splits) if task.kind in OF_VECTORS else splits
@@ -282,14 +282,15 @@ def _judged_by(trainer: Trainer, task: LoadedTask, splits: Mapping[str, Dataset]
     if task.kind in OF_VECTORS:
         trainer.evaluator = pairs.judge(task, splits[split], trainer.args.per_device_eval_batch_size)
         return splits[split]
-    asked = task.kind == "question-answering"
-    rows = concatenate_datasets([task.splits[split], splits[split]], axis=1) if asked else None
+    rows, pieces = task.splits[split], task.pieces.get(split)
+    read = rows if pieces is None else rows.select(pieces)
+    asked = concatenate_datasets([read, splits[split]], axis=1) if task.kind == "question-answering" else None
     names = task.label_names or ()
-    trainer.compute_metrics = build_compute_metrics(task.kind, task.metrics, names, task.positive, rows)
+    trainer.compute_metrics = build_compute_metrics(task.kind, task.metrics, names, task.positive, asked, pieces)
     return splits[split]
 
 
-def _check(task: LoadedTask, section: FinetuneModel, arguments: TrainingArguments) -> None:
+def _check(task: LoadedTask, section: FinetuneModel, arguments: TrainingArguments, strided: bool) -> None:
     """Raise a ValueError for what would have no effect, or would fail, or be wrong, after the training."""
     if task.kind in OF_VECTORS and (useless := section.of_classifiers()):
         raise ValueError(
@@ -300,10 +301,13 @@ def _check(task: LoadedTask, section: FinetuneModel, arguments: TrainingArgument
         raise ValueError(
             "entities are counted by seqeval: pip install 'linformer_hf[tagging]', or set metrics: [accuracy]."
         )
-    if task.kind == "question-answering" and arguments.train_sampling_strategy == "group_by_length":
+    together = (
+        "answers and questions" if task.kind == "question-answering" else "the pieces of a row" if strided else ""
+    )
+    if together and arguments.train_sampling_strategy == "group_by_length":
         raise ValueError(
-            "training.train_sampling_strategy: group_by_length changes the order of test rows too, by which answers "
-            "and questions belong together. Leave it out."
+            "training.train_sampling_strategy: group_by_length changes the order of test rows too, by which "
+            f"{together} belong together. Leave it out."
         )
 
 
