@@ -37,6 +37,7 @@ def place(tmp_path_factory, tiny_source):
             "output_dir": str(folder / "out"),
             "checkpoints": {"source": str(source), "K = 8": str(tiny_source(hidden_act="relu"))},
             "recipes": {str(folder / "task.yaml"): ["training.disable_tqdm=true"]},
+            "overrides": {"K = 8": ["data.max_length=6", "data.stride=1"]},
             "seeds": [3, 4],
             "learning_rates": [0.0, 0.01],
             "jobs": 2,  # which are forked; test_sweep.py starts them one by one, which takes seconds for each
@@ -67,6 +68,7 @@ def test_every_cell_is_a_run_with_its_seed_and_the_chosen_rate(ran):
             assert own["metrics"] == results["metrics"]
             assert own["recipe"]["training"]["seed"] == int(seed)
             assert own["recipe"]["model"]["checkpoint"] == checkpoint["checkpoint"]
+            assert ("test_pieces" in own["data"]) == (own["recipe"]["data"].get("stride") == 1) == (name == "K = 8")
     table = (ran / "table.md").read_text(encoding="utf-8")
     assert "| source |" in table
     assert "| K = 8 |" in table
@@ -146,7 +148,7 @@ def test_bad_sections_are_refused(change, words):
 
 def test_a_checkpoint_that_is_not_there_is_one_error_before_any_run(place, tmp_path):
     gone, output = tmp_path / "gone" / "seed-0", tmp_path / "out"
-    changes = [f"compare.checkpoints={{source: {gone}}}", f"compare.output_dir={output}"]
+    changes = [f"compare.checkpoints={{source: {gone}}}", f"compare.output_dir={output}", "compare.overrides={}"]
     with pytest.raises(FileNotFoundError, match=f"no folder '{gone}', and a Hub name has the form owner/name"):
         verb.compare(place / "r.yaml", changes)
     assert not output.exists()
@@ -196,3 +198,20 @@ def test_the_table_compares_means_with_the_first_checkpoint():
     text = render({"sst2": {"one": one}, "task": {"one": one}})
     assert "| N | model | sst2 |" in text
     assert "| 512 | RoBERTa-base | 93.1 |" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"K = 9": []}, "there is no checkpoint 'K = 9'; there are source, K = 8"),
+        (
+            {"source": ["data.seed=1"]},
+            "'data.seed=1' would compare checkpoints on other rows.* data.max_length and data",
+        ),
+        ({"source": ["data={task: genre}"]}, "would compare checkpoints on other rows"),
+        ({"source": ["training.max_step=1"]}, "max_step"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_refused_before_the_first_run(place, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(place / "r.yaml", [f"compare.overrides={json.dumps(overrides)}"])

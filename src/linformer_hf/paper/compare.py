@@ -9,6 +9,7 @@ seed and the one with the best accuracy on validation rows is used; the test row
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from ..utils.runs import Run
 from .grid import KEPT, TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
 
 
+READING = ("data.max_length", "data.stride")  # how rows are read, and not which
+
+
 @dataclass
 class Comparison:
     """Section `compare`.
@@ -32,6 +36,8 @@ class Comparison:
         recipes: fine-tuning recipe, one for each task -> `section.key=value`, applied over it.
         seeds: of the weights of the head and the order of the rows.
         learning_rates: tried with the first seed, chosen by validation accuracy; none: the recipe's own.
+        overrides: name in the table -> `section.key=value`, applied for this checkpoint alone: for one that stands
+            there twice and is read in another way the second time.
         jobs: runs at the same time, which share the cores.
     """
 
@@ -40,11 +46,22 @@ class Comparison:
     recipes: dict[str, list[str]]
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     learning_rates: list[float] = field(default_factory=list)
+    overrides: dict[str, list[str]] = field(default_factory=dict)
     jobs: int = 1
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}.")
+        if unknown := [name for name in self.overrides if name not in self.checkpoints]:
+            names = ", ".join(self.checkpoints)
+            raise ValueError(f"overrides: there is no checkpoint {unknown[0]!r}; there are {names}.")
+        for change in chain.from_iterable(self.overrides.values()):
+            key = change.partition("=")[0]
+            if key.partition(".")[0] == "data" and key not in READING:
+                raise ValueError(
+                    f"overrides: {change!r} would compare checkpoints on other rows. Of the section data only "
+                    f"{' and '.join(READING)} may differ between them."
+                )
         check_grid(self, ("checkpoints", "recipes", "seeds"), list(self.checkpoints))
 
     @property
@@ -60,6 +77,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = load_recipe(path, overrides, sections=SECTIONS)
     section: Comparison = recipe.build("compare")
     tasks = [task_of(*item) for item in section.recipes.items()]
+    for place, changes in section.recipes.items():
+        for own in section.overrides.values():
+            read_finetune(place, [*changes, *own])
     if len(set(tasks)) < len(tasks):
         raise RecipeError(f"compare.recipes: two recipes are for the same task ({', '.join(tasks)}).")
     return recipe
@@ -100,7 +120,8 @@ def compare(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 def make_cell(section: Comparison, recipe: str, folder: Path, name: str, seed: int, rate: float | None) -> Cell:
     place = folder / folder_name(name) / (f"lr-{rate:g}" if rate is not None else "own-lr") / f"seed-{seed}"
-    changes = [*section.recipes[recipe], f"model.checkpoint={section.checkpoints[name]}", f"training.seed={seed}"]
+    own = section.overrides.get(name, [])
+    changes = [*section.recipes[recipe], *own, f"model.checkpoint={section.checkpoints[name]}", f"training.seed={seed}"]
     changes += [f"training.learning_rate={rate}"] if rate is not None else []
     return Cell("finetune", read_finetune, recipe, place, changes)
 
