@@ -75,6 +75,46 @@ def test_cells_differ_in_their_overrides_only(ran):
         assert (ran / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_cells_are_run_at_every_scale_and_compared_there(place, tmp_path, monkeypatch):
+    asked = []
+
+    def run_all(made, *_):
+        for number, cell in enumerate(made):
+            folder = cell.folder.relative_to(tmp_path).parent.name
+            asked.append((folder, [change for change in cell.overrides if change.startswith("model.")]))
+            perplexity = {"K-8-wide": 10.0, "K-16-wide": 11.0, "K-8-deep": 20.0, "K-16-deep": 18.0}[folder]
+            metrics = {"validation_perplexity": perplexity, "perplexity_ratio": 2.0}
+            history = [{"step": 1, "eval_loss": 1.0}]
+            done = {"metrics": metrics, "history": history, "train_seconds": 1.0, "wall_seconds": 2.0, "steps": 1}
+            yield number, {**done, "recipe": {"model": {}}, "tokens_per_second": 3.0}
+
+    monkeypatch.setattr(verb, "run_all", run_all)
+    drawn = {}
+    monkeypatch.setattr(verb, "save_figure", lambda figure, path: drawn.update({path.name: figure}))
+    scales = {"wide": ["model.hidden_size=32"], "deep": ["model.num_hidden_layers=2"]}
+    ran = verb.sweep(place / "r.yaml", [f"sweep.output_dir={tmp_path}", f"sweep.scales={json.dumps(scales)}"])
+    assert asked == [
+        ("K-8-wide", ["model.hidden_size=32"]),
+        ("K-16-wide", ["model.hidden_size=32", "model.projected_length=16"]),
+        ("K-8-deep", ["model.num_hidden_layers=2"]),
+        ("K-16-deep", ["model.num_hidden_layers=2", "model.projected_length=16"]),
+    ]
+    table = (ran / "table.md").read_text(encoding="utf-8")
+    assert ("| over K = 8, wide |" in table, "| over K = 8, deep |" in table) == (True, True)
+    assert "| K = 16, wide | 11.00 (11.00 to 11.00) | +10.0 % |" in table
+    assert "| K = 16, deep | 18.00 (18.00 to 18.00) | -10.0 % |" in table
+    (axes,) = drawn[verb.SCALES_FILE].axes
+    assert [list(axes.lines[0].get_xdata()), list(axes.lines[0].get_ydata())] == [[0, 1], pytest.approx([10, -10])]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["wide", "deep"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["K = 16"]
+
+
+def test_a_scale_that_is_wrong_is_refused_before_the_first_run(place):
+    for scales, wanted in (({"wide": ["model.hiden_size=32"]}, "hiden_size"), ({"a b": [], "a-b": []}, "must differ")):
+        with pytest.raises(RecipeError, match=wanted):
+            read_recipe(place / "r.yaml", [f"sweep.scales={json.dumps(scales)}"])
+
+
 def test_seeds_stand_in_the_recipes_order_whichever_run_ends_first(ran, place, tmp_path, monkeypatch):
     done = json.loads((ran / "K-8" / "seed-5" / "results.json").read_text(encoding="utf-8"))
     monkeypatch.setattr(verb, "run_all", lambda made, *_: [(number, done) for number in reversed(range(len(made)))])

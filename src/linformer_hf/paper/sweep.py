@@ -30,7 +30,7 @@ FULL_ATTENTION = (
     "model.projection_sharing=null",
     "model.projection_init=null",
 )
-STEPS_FILE, SECONDS_FILE = "perplexity-steps.png", "perplexity-seconds.png"
+STEPS_FILE, SECONDS_FILE, SCALES_FILE = "perplexity-steps.png", "perplexity-seconds.png", "over-scales.png"
 MARKERS = "osv^DPX*<>pdh"  # so that curves can be told apart without their colours
 MODEL = ("max_position_embeddings", "projected_length", "projection_type", "projection_sharing", "local_window")
 
@@ -45,6 +45,8 @@ class Sweep:
         cells: name -> `section.key=value`, applied over it. The first is what the others are compared with: for
             full attention set model.projection_type=mean_pool and model.projected_length to N, which is exact.
         overrides: applied to every cell, before its own.
+        scales: name -> `section.key=value`, applied before a cell's own: all cells are run at each, such as a width,
+            and compared with the first one there; a third plot has what they are over it.
         seeds: of weights and of the order of rows.
         start: a pretraining recipe, run once for each seed and each N of the cells, which go on from its weights; none:
             cells start at random weights.
@@ -56,6 +58,7 @@ class Sweep:
     recipe: str
     cells: dict[str, list[str]]
     overrides: list[str] = field(default_factory=list)
+    scales: dict[str, list[str]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     start: str | None = None
     processes: int = 1
@@ -64,11 +67,28 @@ class Sweep:
     def __post_init__(self) -> None:
         if min(self.jobs, self.processes) < 1:
             raise ValueError(f"jobs and processes must be at least 1, got {self.jobs} and {self.processes}.")
-        check_grid(self, ("cells", "seeds"), [*self.cells, START] if self.start else [*self.cells])
+        check_grid(self, ("cells", "seeds"), [*self.changes, START] if self.start else [*self.changes])
+
+    @property
+    def changes(self) -> dict[str, list[str]]:
+        """All runs of a seed: name -> what is applied over the recipe."""
+        if not self.scales:
+            return {name: [*self.overrides, *own] for name, own in self.cells.items()}
+        return {
+            f"{name}, {scale}": [*self.overrides, *at, *own]
+            for scale, at in self.scales.items()
+            for name, own in self.cells.items()
+        }
+
+    def groups(self, runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """`runs`, which has a value for each name of `changes`, in parts that have a first one to compare with."""
+        names, width = list(runs), len(self.cells)
+        scales = list(self.scales) or [""]
+        return {scale: {name: runs[name] for name in names[i * width :][:width]} for i, scale in enumerate(scales)}
 
     def cell(self, name: str, seed: int) -> Cell:
         folder = Path(self.output_dir) / folder_name(name) / f"seed-{seed}"
-        changes = [*self.overrides, *self.cells[name], f"training.seed={seed}"]
+        changes = [*self.changes[name], f"training.seed={seed}"]
         if self.start:
             changes.append(f"model.checkpoint={self.beginning(name, seed).folder}")
         return Cell("pretrain", read_pretrain, self.recipe, folder, changes, self.processes)
@@ -76,7 +96,7 @@ class Sweep:
     def beginning(self, name: str, seed: int) -> Cell:
         """The run of `start` that a cell goes on from."""
         assert self.start
-        n = read_pretrain(self.recipe, [*self.overrides, *self.cells[name]]).values("model")["max_position_embeddings"]
+        n = read_pretrain(self.recipe, self.changes[name]).values("model")["max_position_embeddings"]
         folder = Path(self.output_dir) / START / f"n-{n}" / f"seed-{seed}"
         changes = [f"model.max_position_embeddings={n}", *FULL_ATTENTION, f"model.projected_length={n}"]
         return Cell("pretrain", read_pretrain, self.start, folder, [*changes, f"training.seed={seed}"], self.processes)
@@ -89,8 +109,8 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A sweep recipe and each of its cells' pretraining recipes, checked. Raises RecipeError."""
     recipe = load_recipe(path, overrides, sections=SECTIONS)
     section: Sweep = recipe.build("sweep")
-    for name, changes in section.cells.items():
-        cell = read_pretrain(section.recipe, [*section.overrides, *changes])
+    for name, changes in section.changes.items():
+        cell = read_pretrain(section.recipe, changes)
         if cell.values("training").get("eval_strategy", "no") == "no":
             raise RecipeError(
                 f"the cell {name!r} is never evaluated while it trains, and its curve is made of that: set "
@@ -107,7 +127,7 @@ def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run, or finish, the cells of a recipe, a YAML file with `section.key=value` applied over it.
 
     Returns:
-        The folder with table.md, two plots and results.json.
+        The folder with table.md, two plots (three with scales) and results.json.
 
     Raises:
         RecipeError: an unknown key or a value of the wrong type, here or in a cell.
@@ -117,26 +137,35 @@ def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     section: Sweep = recipe.build("sweep")
     run = Run("sweep", recipe.raw, Path(section.output_dir))
     cells: dict[str, dict[str, Any]] = {
-        name: {str(seed): {"failed": True, "unfinished": True} for seed in section.seeds} for name in section.cells
+        name: {str(seed): {"failed": True, "unfinished": True} for seed in section.seeds} for name in section.changes
     }
     run.folder.mkdir(parents=True, exist_ok=True)
     begin(section)
     # Seed by seed: an interrupted sweep has a table of all cells soon.
-    places = [(name, seed) for seed in section.seeds for name in section.cells]
+    places = [(name, seed) for seed in section.seeds for name in section.changes]
     for place, done in run_all([section.cell(*cell) for cell in places], section.jobs, "pretraining cells"):
         name, seed = places[place]
         cells[name][str(seed)] = {"failed": True} if done is None else kept(done)
-        write_text(run.folder / TABLE_FILE, render(cells) + "\n")
+        write_text(run.folder / TABLE_FILE, shown(section, cells) + "\n")
     plot(run.folder / STEPS_FILE, cells, "step", "optimizer steps")
     plot(run.folder / SECONDS_FILE, cells, "seconds", "training time, s (evaluation included)")
-    return finish(run, {"cells": cells}, render(cells), "Table, plots", failures(cells))
+    if section.scales:
+        plot_scales(run.folder / SCALES_FILE, section.groups(cells))
+    return finish(run, {"cells": cells}, shown(section, cells), "Table, plots", failures(cells))
+
+
+def shown(section: Sweep, cells: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a table for each scale."""
+    return "\n\n".join(map(render, section.groups(cells).values()))
 
 
 def begin(section: Sweep) -> None:
     """Run what the cells go on from. A run that fails is left to them: they say what they miss."""
     if section.start:
         starts = {
-            cell.folder: cell for seed in section.seeds for cell in (section.beginning(n, seed) for n in section.cells)
+            cell.folder: cell
+            for seed in section.seeds
+            for cell in (section.beginning(n, seed) for n in section.changes)
         }
         for _ in run_all(list(starts.values()), section.jobs, "runs to start from"):
             pass
@@ -192,4 +221,35 @@ def plot(path: Path, runs: dict[str, dict[str, Any]], x: str, label: str) -> Non
     axes.grid(alpha=0.3, which="both")
     if axes.has_data():
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # beside: it would cover the curves
+    save_figure(figure, path)
+
+
+def plot_scales(path: Path, groups: dict[str, dict[str, Any]]) -> None:
+    """Of each cell how much higher its perplexity is than the first cell's, in per cent, at each scale.
+
+    Means over the seeds that both have finished; what neither has is left out.
+    """
+    figure, axes = new_figure((7.5, 4.2))
+    names = [name.removesuffix(f", {next(iter(groups))}") for name in next(iter(groups.values()))]
+    for i, name in enumerate(names[1:], 1):
+        places, over = [], []
+        for place, runs in enumerate(groups.values()):
+            first, *others = runs.values()
+            other = others[i - 1]
+            both = [seed for seed in first if "failed" not in first[seed] and "failed" not in other[seed]]
+            if both:
+                base, mean = (
+                    statistics.mean(run[seed]["metrics"]["validation_perplexity"] for seed in both)
+                    for run in (first, other)
+                )
+                places.append(place)
+                over.append(100 * (mean / base - 1))
+        if places:
+            axes.plot(places, over, color=shades(len(names))[i], marker=MARKERS[i % len(MARKERS)], label=name)
+    axes.set(ylabel=f"perplexity over {names[0]}, %", xticks=range(len(groups)))
+    axes.set_xticklabels(groups, fontsize=8)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.grid(alpha=0.3)
+    if len(axes.lines) > 1:
+        axes.legend(fontsize=8)
     save_figure(figure, path)
