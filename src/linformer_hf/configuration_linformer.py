@@ -119,7 +119,8 @@ class LinformerConfig(PreTrainedConfig):
             token of each window, for head h the token h mod (N / K) (not where heads share E and F of tokens, whose
             start would be one token for all; convolutions that weigh the layer's input split its channels like heads).
             For convolutions the fan is the kernel: of `conv` N(0, K/N), xavier over the kernel, K/N. Unset means
-            `normal` for the learned types.
+            `normal` for the learned types. Of `gated_pool` the start of the gates: `mean_pool` (unset), gates of 0, or
+            `normal`, N(0, 4/C), so that each head picks nearly single tokens by their content, which pretraining wants.
         freeze_projection (`bool`, defaults to `False`):
             Keep E and F (or the gates) as they are (stored as buffers under the same names).
         log_count_bias (`bool`, defaults to `False`):
@@ -337,7 +338,13 @@ class LinformerConfig(PreTrainedConfig):
         pooled = kind in POOLED_TYPES
         refused = {
             "projection_sharing": (pooled, "has no matrices to share", "unset (None)"),
-            "projection_init": (pooled, "has no matrices to initialise", "unset (None)"),
+            "projection_init": (
+                pooled and not (kind == "gated_pool" and self.projection_init in ("normal", "mean_pool")),
+                "has gates, which start as 'normal' or 'mean_pool'"
+                if kind == "gated_pool"
+                else "has no matrices to initialise",
+                "unset (None)",
+            ),
             "boundary_slots": (not pooled, f"has no windows; {', '.join(POOLED_TYPES)} have", "False"),
             "log_count_bias": (
                 kind not in ("mean_pool", "max_pool"),

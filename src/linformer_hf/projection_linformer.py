@@ -56,6 +56,9 @@ from .configuration_linformer import CONVOLUTIONS, POOLED_TYPES, LinformerConfig
 from .tokens_linformer import RealTokens, at_least, exact, holds, in_general_form, readable, shut
 
 
+GATES = 2.0  # standard deviation of the gates that start as `normal`: most windows then are one or two of their tokens
+
+
 def adaptive_slots(tokens: RealTokens, slots: int, boundary: bool) -> torch.Tensor:
     """The slot of every token, [B, N] int, in windows that follow each row's real length.
 
@@ -142,7 +145,10 @@ class LinformerProjection(nn.Module):
         if self.weight is None:
             return
         if self.projection_type == "gated_pool":
-            init.zeros_(self.weight)  # the mean over each window
+            if self.init == "normal":  # a layer's input is normalised: its C squares sum to C
+                init.normal_(self.weight, std=GATES / math.sqrt(self.weight.shape[-1]))
+            else:
+                init.zeros_(self.weight)  # the mean over each window
             return
         # E is [K, N]. A convolution's fan is its kernel: w taps, for all channels in `dense_conv`.
         fan_out, fan_in = self.weight.shape[-2:]
@@ -328,8 +334,8 @@ class LinformerProjection(nn.Module):
     @staticmethod
     def gather(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """states [B, N, c] at index [B or 1, K, w] -> [B, K, w, c]."""
-        if index.shape[0] == 1:
-            return states[:, index[0]]
+        if index.shape[0] == 1:  # whose gradient is faster than that of an index with several dimensions
+            return states.index_select(1, index.flatten()).unflatten(1, index.shape[1:])
         rows = torch.arange(states.shape[0], device=states.device)  # not len(): it would fix the size of the batch
         return states[rows[:, None, None], index]
 

@@ -228,6 +228,7 @@ SHAPES = [
     ),
     *({"projection_type": "gated_pool", "boundary_slots": boundary} for boundary in (False, True)),
     *({"projection_type": "gated_pool", **band} for band in BANDS),
+    {"projection_type": "gated_pool", "projection_init": "normal", **BANDS[1]},
     *({"projection_type": t, **BANDS[2]} for t in ("mean_pool", "max_pool")),
     *(
         {"projection_type": t, "projection_sharing": s, "projection_init": "mean_pool", **BANDS[2]}

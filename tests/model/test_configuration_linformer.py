@@ -183,6 +183,14 @@ REFUSED = [
         )
         for kind in POOLED
         for name, value in (("projection_sharing", "none"), ("projection_init", "normal"))
+        if (kind, name) != ("gated_pool", "projection_init")
+    ),
+    *(
+        (
+            {"projection_type": "gated_pool", "projection_init": start},
+            rf"projection_init='{start}' would have no effect: .* has gates, which start as 'normal' or 'mean_pool'",
+        )
+        for start in ("xavier", "offsets")
     ),
     *(
         (
@@ -358,6 +366,7 @@ def fields(draw):
     values["local_window"] = draw(st.integers(0, 3))
     if gated:
         values["freeze_projection"] = draw(st.booleans())
+        values["projection_init"] = draw(st.sampled_from([None, "normal", "mean_pool"]))
     if not pooled:
         values["projection_sharing"] = draw(st.sampled_from([None, "none", "headwise", "key_value", "layerwise"]))
         values["projection_init"] = draw(st.sampled_from([None, "normal", "xavier", "mean_pool", "offsets"]))

@@ -86,6 +86,15 @@ def test_rows_of_e_that_start_as_means_are_shut_where_a_text_does_not_reach():
     assert (bias < 0).tolist() == [False, False, False, True, True]
 
 
+def test_gates_start_at_zero_or_so_that_a_normalised_token_has_gates_of_deviation_two():
+    sizes = {"projection_type": "gated_pool", "projection_sharing": None, "hidden_size": 256}
+    for start in (None, "mean_pool"):
+        assert not projection(projection_init=start, **sizes).weight.any()
+    made = projection(projection_init="normal", **sizes, num_attention_heads=64)
+    states = torch.nn.functional.layer_norm(torch.randn(500, 256, generator=torch.Generator().manual_seed(0)), (256,))
+    assert (states @ made.weight.T).std().item() == pytest.approx(2, rel=0.03)
+
+
 def test_heads_that_start_at_offsets_begin_with_one_token_of_each_window():
     """Four heads, windows of 2 tokens: heads 0 and 2 begin with the first, heads 1 and 3 with the second."""
     sizes = {"num_attention_heads": 4, "projected_length": 10, "projection_init": "offsets"}
