@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from linformer_hf.utils.figures import new_figure, save_figure, shades
+from linformer_hf.utils.figures import new_figure, plain_ticks, save_figure, shades
 
 
 def test_a_picture_is_a_png_of_its_size_in_inches_and_needs_no_pyplot(tmp_path, monkeypatch):
@@ -35,3 +35,15 @@ def test_shades_go_from_dark_to_bright(number):
     assert len(set(colours)) == number
     if number > 1:
         assert sum(shades(number, brightest=0.5)[-1][:3]) < sum(colours[-1][:3])
+
+
+@pytest.mark.parametrize(("low", "high", "told"), [(12, 33, {"20", "30"}), (10, 180, {"10", "100", "20"})])
+def test_an_axis_by_logarithms_is_told_in_plain_numbers(low, high, told):
+    figure, axes = new_figure((4, 3))
+    axes.plot([1, 2], [low, high])
+    axes.set(yscale="log")
+    plain_ticks(axes.yaxis)
+    figure.canvas.draw()
+    words = [label.get_text() for label in axes.get_yticklabels(which="both")]
+    assert told <= set(words)
+    assert not any("10^" in word for word in words)

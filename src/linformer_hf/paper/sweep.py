@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training.pretrain import read_recipe as read_pretrain
-from ..utils.figures import new_figure, save_figure, shades
+from ..utils.figures import new_figure, plain_ticks, save_figure, shades
 from ..utils.files import write_text
 from ..utils.recipe import Recipe, RecipeError, load_recipe
 from ..utils.runs import Run
@@ -218,6 +218,7 @@ def plot(path: Path, runs: dict[str, dict[str, Any]], x: str, label: str) -> Non
         axes.plot(places, means, color=colour, marker=marker, markersize=5, label=name)
         axes.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15)
     axes.set(xlabel=label, ylabel="validation perplexity", yscale="log")
+    plain_ticks(axes.yaxis)
     axes.grid(alpha=0.3, which="both")
     if axes.has_data():
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # beside: it would cover the curves

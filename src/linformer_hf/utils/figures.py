@@ -14,6 +14,14 @@ def new_figure(size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
     return figure, figure.subplots(**options)
 
 
+def plain_ticks(axis: Any) -> None:
+    """On an axis by logarithms: 20 and not 2 x 10^1, also between powers of ten where there are few of them."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+
+
 def shades(number: int, brightest: float = 0.8) -> list[Any]:
     """Colours from dark to bright."""
     from matplotlib import colormaps
