@@ -541,6 +541,13 @@ def test_an_answer_lies_in_the_pieces_that_hold_all_of_it(tokenizers, kind):
         ("classification", {"text": "a", "label": 0}, 10, 8, "data.stride=8 leaves nothing new .* choose at most 7"),
         ("classification", {"text": "a", "label": 0}, None, 8, "data.stride needs data.max_length"),
         ("classification", {"text": "a", "pair": "b", "label": 0}, 10, 2, "these are pairs of texts"),
+        (
+            *(
+                "question-answering",
+                {"text": "river " * 5, "pair": "a " * 60, "label": {"text": [], "answer_start": []}},
+            ),
+            *(12, 4, "leaves 4 tokens of a context behind the question 'river river .*data.stride=4. Lower the stride"),
+        ),
         ("multiple-choice", {"text": "a", "pair": ["b", "c"], "label": 0}, 10, 2, "has no meaning for multiple-choice"),
         ("pairs", {"text": "a", "pair": "b"}, 10, 2, "has no meaning for pairs"),
     ],

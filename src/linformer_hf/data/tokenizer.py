@@ -219,6 +219,8 @@ def encode_questions(batch: Batch, cut: Cutter, width: int) -> Encoded:
 
     `spans` are the characters of the context that each token stands for; (-1, -1) of the other tokens.
     """
+    if cut.stride is not None:
+        _check_room(batch["text"], cut)
     try:
         encoded, lost, whose = cut(batch["text"], batch["pair"], truncation="only_second", return_offsets_mapping=True)
     except Exception as error:  # tokenizers has no other kind
@@ -244,6 +246,21 @@ def encode_questions(batch: Batch, cut: Cutter, width: int) -> Encoded:
         sides = zip(offsets[i], encoded.sequence_ids(i), strict=True)
         columns["spans"].append([list(span) if side == 1 else [-1, -1] for span, side in sides])
     return {**encoded, **columns}, lost, whose
+
+
+def _check_room(questions: list[str], cut: Cutter) -> None:
+    """Raise a ValueError where pieces would hold nothing new behind a question: tokenizers ends in a panic there."""
+    assert cut.max_length is not None
+    assert cut.stride is not None
+    asked = cut.tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]
+    longest = max(range(len(asked)), key=lambda row: len(asked[row]))
+    room = cut.max_length - cut.tokenizer.num_special_tokens_to_add(pair=True) - len(asked[longest])
+    if room <= cut.stride:
+        raise ValueError(
+            f"max_length={cut.max_length} leaves {max(0, room)} tokens of a context behind the question "
+            f"{questions[longest][:60]!r}, and pieces share data.stride={cut.stride}. Lower the stride, raise "
+            "max_length, or shorten the question."
+        )
 
 
 def encode_choices(batch: Batch, cut: Cutter, width: int) -> Encoded:
