@@ -274,12 +274,9 @@ class LinformerSelfAttention(nn.Module):
         attention = attention_function(self.config._attn_implementation)
         dropout = self.attention_dropout if self.training else 0.0
         faster = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
+        faster |= not query.shape[0]  # the kernel takes no empty batch with a bias
         plain = attention is sdpa_attention_forward and query.device.type == "cpu" and not is_tracing(query)
-        return (
-            attention,
-            dropout,
-            plain and (faster or not query.shape[0]),
-        )  # the kernel takes no empty batch with a bias
+        return attention, dropout, plain and faster
 
     def banded_attention(
         self,

@@ -338,13 +338,7 @@ class LinformerConfig(PreTrainedConfig):
         pooled = kind in POOLED_TYPES
         refused = {
             "projection_sharing": (pooled, "has no matrices to share", "unset (None)"),
-            "projection_init": (
-                pooled and not (kind == "gated_pool" and self.projection_init in ("normal", "mean_pool")),
-                "has gates, which start as 'normal' or 'mean_pool'"
-                if kind == "gated_pool"
-                else "has no matrices to initialise",
-                "unset (None)",
-            ),
+            "projection_init": (kind in ("mean_pool", "max_pool"), "has no matrices to initialise", "unset (None)"),
             "boundary_slots": (not pooled, f"has no windows; {', '.join(POOLED_TYPES)} have", "False"),
             "log_count_bias": (
                 kind not in ("mean_pool", "max_pool"),
@@ -368,6 +362,11 @@ class LinformerConfig(PreTrainedConfig):
                     f"{name}={getattr(self, name)!r} would have no effect: projection_type={kind!r} {reason}. Leave "
                     f"{name} {default}, or choose another projection_type."
                 )
+        if kind == "gated_pool" and self.projection_init not in (None, "normal", "mean_pool"):
+            raise ValueError(
+                f"projection_init={self.projection_init!r} is no start of the gates of projection_type='gated_pool': "
+                "choose 'normal' (random) or 'mean_pool' (0)."
+            )
         if self.projection_init == "offsets" and kind not in CONVOLUTIONS and self.projection_sharing != "none":
             raise ValueError(
                 f"projection_init='offsets' starts each head at a token of its own, but with projection_type={kind!r} "

@@ -150,6 +150,21 @@ def test_parts_alone_are_documents_of_their_own(folder, rows, tmp_path, pooling,
         assert "without a token" not in told
 
 
+def test_the_parts_of_a_long_document_are_pooled_some_at_a_time(model, rows, tmp_path, monkeypatch):
+    at_once = embed(model, rows, tmp_path / "one.parquet", column="body", pieces=5, alone=True)
+    pooled, vectors = [], DocumentEncoder.vectors
+    monkeypatch.setattr(module, "POOLED_TOKENS", 20)
+    monkeypatch.setattr(
+        DocumentEncoder, "vectors", lambda self, parts, *more: pooled.append(len(parts)) or vectors(self, parts, *more)
+    )
+    found = embed(model, rows, tmp_path / "v.parquet", column="body", pieces=5, alone=True)
+    assert [row["document"] for row in found] == [row["document"] for row in at_once]
+    np.testing.assert_allclose([row["vector"] for row in found], [row["vector"] for row in at_once], atol=1e-6)
+    assert max(pooled) <= 4
+    assert sum(pooled) == len(found)
+    assert module.told(tmp_path / "v.parquet")[0] == module.told(tmp_path / "one.parquet")[0]
+
+
 def test_a_part_alone_that_is_too_long_is_told(model, rows, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         embed(model, rows, tmp_path / "v.parquet", column="body", sentences=True, alone=True)

@@ -188,7 +188,7 @@ REFUSED = [
     *(
         (
             {"projection_type": "gated_pool", "projection_init": start},
-            rf"projection_init='{start}' would have no effect: .* has gates, which start as 'normal' or 'mean_pool'",
+            rf"projection_init='{start}' is no start of the gates .*: choose 'normal' .* or 'mean_pool'",
         )
         for start in ("xavier", "offsets")
     ),

@@ -115,6 +115,11 @@ def test_a_scale_that_is_wrong_is_refused_before_the_first_run(place):
             read_recipe(place / "r.yaml", [f"sweep.scales={json.dumps(scales)}"])
 
 
+def test_a_start_has_one_shape_and_scales_have_several(place):
+    with pytest.raises(RecipeError, match="scales change the model's shape, which start has once"):
+        read_recipe(place / "r.yaml", [f"sweep.start={place / 'base.yaml'}", "sweep.scales={wide: []}"])
+
+
 def test_seeds_stand_in_the_recipes_order_whichever_run_ends_first(ran, place, tmp_path, monkeypatch):
     done = json.loads((ran / "K-8" / "seed-5" / "results.json").read_text(encoding="utf-8"))
     monkeypatch.setattr(verb, "run_all", lambda made, *_: [(number, done) for number in reversed(range(len(made)))])

@@ -125,7 +125,8 @@ def build_compute_metrics(
         if rows is not None:
             starts, ends = logits[:2]
             answers: Any = list(best_answers(rows, starts, ends, pieces))
-            references = [rows[group[0]]["label"]["text"] for group in _groups(pieces, len(rows))]
+            labels = list(rows["label"])
+            references = [labels[group[0]]["text"] for group in _groups(pieces, len(rows))]
         else:
             logits = logits[0] if isinstance(logits, tuple) else logits
             answers, references = _answers(kind, logits, references, classes, pieces)
@@ -146,15 +147,17 @@ def _answers(
     kind: str, logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], pieces: Sequence[int] | None
 ) -> tuple[Any, Any]:
     """(answers, references) of all kinds whose rows need not be looked up."""
-    groups = _groups(pieces, len(logits))
     if kind == "token-classification":
         there = labels >= 0
         sides = list(zip(logits.argmax(-1), labels, there, strict=True))
-        found = [[(answer[kept], label[kept]) for answer, label, kept in sides[g.start : g.stop]] for g in groups]
-        named = [[[classes[i] for part in parts for i in part[side]] for parts in found] for side in (0, 1)]
-        return named[0], named[1]
-    logits = np.stack([logits[group.start : group.stop].mean(0) for group in groups])
-    labels = labels[[group.start for group in groups]]
+        rows = [sides[group.start : group.stop] for group in _groups(pieces, len(sides))]
+        answers = [[classes[i] for answer, _, kept in row for i in answer[kept]] for row in rows]
+        return answers, [[classes[i] for _, label, kept in row for i in label[kept]] for row in rows]
+    if pieces is not None:
+        groups = _groups(pieces, len(logits))
+        starts = [group.start for group in groups]
+        logits = np.add.reduceat(logits, starts) / np.array([[len(group)] for group in groups])
+        labels = labels[starts]
     if kind == "regression":
         return logits[:, 0], labels
     if kind == "multi-label":
@@ -177,8 +180,9 @@ def best_answers(
         pieces: as in `build_compute_metrics`.
     """
     nothing = any(not label["text"] for label in rows["label"])
+    following = iter(rows)
     for group in _groups(pieces, len(rows)):
-        found = [_best_span(rows[place], starts[place], ends[place]) for place in group]
+        found = [_best_span(row, starts[place], ends[place]) for place, row in zip(group, following, strict=False)]
         score, text = max(found, key=lambda one: one[0])
         none = min(starts[place][0] + ends[place][0] for place in group) if nothing else -np.inf
         yield text if score > none else ""

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from ..utils.files import read_json, record, write_json
 from ..utils.options import Embed, takes
 from ..utils.writing import beside
-from .encoder import DocumentEncoder, Part, Read, grouped
+from .encoder import POOLED_TOKENS, DocumentEncoder, Part, Read, grouped
 from .inputs import Document, Inputs
 
 
@@ -262,11 +262,13 @@ def _alone(documents: Sequence[Document], encoder: DocumentEncoder, options: Emb
     texts = (document.text[part.start : part.end] for document, parts, _ in asked for part in parts)
     reads = encoder.read(texts, options.batch_tokens)
     for document, parts, wanted in asked:
-        own = list(itertools.islice(reads, len(parts)))
-        made = encoder.vectors([read.states for read in own], encoder.prompt_length) if own else None
-        lost = sum(read.lost for read in own)
-        counted = {"tokens": sum(len(read.ids) for read in own), "cut": int(lost > 0), "lost": lost}
-        yield document, parts, made, {**counted, "missed": wanted - len(parts)}
+        made, counted = [], Counter(missed=wanted - len(parts), tokens=0, lost=0)
+        # Some at a time: a document may be far longer than what is read at once.
+        for own in grouped(itertools.islice(reads, len(parts)), lambda read: len(read.ids), POOLED_TOKENS):
+            made.append(encoder.vectors([read.states for read in own], encoder.prompt_length))
+            counted += Counter(tokens=sum(len(read.ids) for read in own), lost=sum(read.lost for read in own))
+        counted["cut"] = int(counted["lost"] > 0)
+        yield document, parts, torch.cat(made) if made else None, counted
 
 
 def _wanted(document: Document, read: Read, encoder: DocumentEncoder, options: Embed) -> tuple[list[Part], int]:

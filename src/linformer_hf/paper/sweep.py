@@ -67,6 +67,8 @@ class Sweep:
     def __post_init__(self) -> None:
         if min(self.jobs, self.processes) < 1:
             raise ValueError(f"jobs and processes must be at least 1, got {self.jobs} and {self.processes}.")
+        if self.start and self.scales:
+            raise ValueError("scales change the model's shape, which start has once: leave one of them out.")
         check_grid(self, ("cells", "seeds"), [*self.changes, START] if self.start else [*self.changes])
 
     @property
@@ -150,7 +152,7 @@ def sweep(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     plot(run.folder / STEPS_FILE, cells, "step", "optimizer steps")
     plot(run.folder / SECONDS_FILE, cells, "seconds", "training time, s (evaluation included)")
     if section.scales:
-        plot_scales(run.folder / SCALES_FILE, section.groups(cells))
+        plot_scales(run.folder / SCALES_FILE, list(section.cells), section.groups(cells))
     return finish(run, {"cells": cells}, shown(section, cells), "Table, plots", failures(cells))
 
 
@@ -163,9 +165,7 @@ def begin(section: Sweep) -> None:
     """Run what the cells go on from. A run that fails is left to them: they say what they miss."""
     if section.start:
         starts = {
-            cell.folder: cell
-            for seed in section.seeds
-            for cell in (section.beginning(n, seed) for n in section.changes)
+            cell.folder: cell for seed in section.seeds for cell in (section.beginning(n, seed) for n in section.cells)
         }
         for _ in run_all(list(starts.values()), section.jobs, "runs to start from"):
             pass
@@ -225,13 +225,12 @@ def plot(path: Path, runs: dict[str, dict[str, Any]], x: str, label: str) -> Non
     save_figure(figure, path)
 
 
-def plot_scales(path: Path, groups: dict[str, dict[str, Any]]) -> None:
+def plot_scales(path: Path, names: Sequence[str], groups: dict[str, dict[str, Any]]) -> None:
     """Of each cell how much higher its perplexity is than the first cell's, in per cent, at each scale.
 
     Means over the seeds that both have finished; what neither has is left out.
     """
     figure, axes = new_figure((7.5, 4.2))
-    names = [name.removesuffix(f", {next(iter(groups))}") for name in next(iter(groups.values()))]
     for i, name in enumerate(names[1:], 1):
         places, over = [], []
         for place, runs in enumerate(groups.values()):
