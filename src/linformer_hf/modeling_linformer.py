@@ -451,7 +451,9 @@ class LinformerOnlyMLMHead(nn.Module):
         return self.predictions(sequence_output)
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="What every Linformer shares: weights, loading and saving, and `resize_position_embeddings`."
+)
 class LinformerPreTrainedModel(PreTrainedModel):
     config: LinformerConfig
     base_model_prefix = "linformer"
@@ -531,7 +533,15 @@ class LinformerPreTrainedModel(PreTrainedModel):
                 module.weight = resized
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="""A Linformer encoder: N queries over K keys and values.
+
+    Attention maps (`output_attentions=True`, with `attn_implementation="eager"`) are `(batch_size, num_heads,
+    sequence_length, projected_length)`. Documents in one row are told apart by `cu_seq_lens_q`, `seq_idx` or
+    `position_ids`, and do not see each other. An input that is longer than `max_position_embeddings`, a mask or ids
+    that do not fit it and an argument of a decoder raise a ValueError.
+    """
+)
 class LinformerModel(LinformerPreTrainedModel):
     def __init__(self, config: LinformerConfig, add_pooling_layer: bool = True):
         r"""
@@ -565,6 +575,11 @@ class LinformerModel(LinformerPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor] | BaseModelOutputWithPooling:
+        r"""
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions in `[0, max_position_embeddings)`; by default they count each row's real tokens. One row of them
+            stands for all. In one row without a mask, positions that start again begin another document.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         given = input_ids if input_ids is not None else inputs_embeds
@@ -645,7 +660,7 @@ class LinformerModel(LinformerPreTrainedModel):
         return unpacked.masked_scatter(tokens.mask[..., None], packed)
 
 
-@auto_docstring
+@auto_docstring(custom_intro="A Linformer encoder with BERT's masked-language-modelling head.")
 class LinformerForMaskedLM(LinformerPreTrainedModel):
     _tied_weights_keys = {"cls.predictions.decoder.weight": "linformer.embeddings.word_embeddings.weight"}
     _keys_to_ignore_on_load_unexpected = [r"^linformer\.pooler\."]
@@ -676,6 +691,8 @@ class LinformerForMaskedLM(LinformerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor] | MaskedLMOutput:
         r"""
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions in `[0, max_position_embeddings)`, as [`LinformerModel`] takes them.
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             The tokens behind the masks, in `[0, vocab_size)`; -100 elsewhere. Those at padding are ignored.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
@@ -706,7 +723,9 @@ def classifier_dropout(config: LinformerConfig) -> LinformerDropout:
     return LinformerDropout(rate)
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="A Linformer encoder with a linear layer on its pooled output: classes, several labels or numbers."
+)
 class LinformerForSequenceClassification(LinformerPreTrainedModel):
     def __init__(self, config: LinformerConfig):
         super().__init__(config)
@@ -730,6 +749,8 @@ class LinformerForSequenceClassification(LinformerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor] | SequenceClassifierOutput:
         r"""
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions in `[0, max_position_embeddings)`, as [`LinformerModel`] takes them.
         labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
             Classes in `[0, num_labels)`; floats for regression (`num_labels` = 1, or `problem_type="regression"`);
             floats of shape `(batch_size, num_labels)` for multi-label classification.
@@ -777,7 +798,7 @@ class LinformerForSequenceClassification(LinformerPreTrainedModel):
         return mean_loss(total, labels.numel(), num_items_in_batch)
 
 
-@auto_docstring
+@auto_docstring(custom_intro="A Linformer encoder with a linear layer on each token's state.")
 class LinformerForTokenClassification(LinformerPreTrainedModel):
     def __init__(self, config: LinformerConfig):
         super().__init__(config)
@@ -801,6 +822,8 @@ class LinformerForTokenClassification(LinformerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor] | TokenClassifierOutput:
         r"""
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions in `[0, max_position_embeddings)`, as [`LinformerModel`] takes them.
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             The class of every token in `[0, num_labels)`; -100 is ignored, and so are labels at padding.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
@@ -821,7 +844,9 @@ class LinformerForTokenClassification(LinformerPreTrainedModel):
         )
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="A Linformer encoder with a linear layer that scores each token as an answer's first and last."
+)
 class LinformerForQuestionAnswering(LinformerPreTrainedModel):
     def __init__(self, config: LinformerConfig):
         super().__init__(config)
@@ -844,9 +869,13 @@ class LinformerForQuestionAnswering(LinformerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor] | QuestionAnsweringModelOutput:
         r"""
-        start_positions, end_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Index of the answer's first and last token. A position at padding or beyond the end of the input (an answer
-            that was truncated away) is ignored. The logits of padding are the lowest number.
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions in `[0, max_position_embeddings)`, as [`LinformerModel`] takes them.
+        start_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Index of the answer's first token. A position at padding or beyond the end of the input (an answer that was
+            truncated away) is ignored. The logits of padding are the lowest number.
+        end_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Index of the answer's last token, likewise.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
             Answers in the whole optimizer step: what the summed loss is divided by.
         """
@@ -882,7 +911,9 @@ class LinformerForQuestionAnswering(LinformerPreTrainedModel):
         )
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="A Linformer encoder with a linear layer that scores each choice, each read with its text."
+)
 class LinformerForMultipleChoice(LinformerPreTrainedModel):
     def __init__(self, config: LinformerConfig):
         super().__init__(config)

@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from linformer_hf.data import cache, demo_texts, documents
 from linformer_hf.data import corpus as corpus_module
-from linformer_hf.data.corpus import prepare
+from linformer_hf.data.corpus import SENTENCE_END, prepare
 from linformer_hf.data.documents import PretrainingData, Source, demo_documents, find_files, read_documents
 from linformer_hf.data.tables import check_utf8
 from linformer_hf.data.task_sources import load_task
@@ -671,6 +671,19 @@ def test_an_empty_file_is_named(settings, tmp_path, content):
     message = refused(ValueError, prepare, settings(files(file)), LENGTH)
     assert message == f"the source {file} is empty: it holds no document with text."
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_what_closes_a_sentence_stays_in_its_text():
+    texts = [
+        '"Stop." He left. (Why?) It was \u201cso.\u201d \u2018Or \u201cnot.\u201d\u2019 Yes!\n\nTitle\n \nEnd.',
+        'A list [see 1.] and three (a \'b "c."\') close. Then 3.5 e.g. one."\n',
+    ]
+    sentences = [SENTENCE_END.split(text) for text in texts]
+    spoken = ["It was \u201cso.\u201d", "\u2018Or \u201cnot.\u201d\u2019"]
+    assert sentences == [
+        ['"Stop."', "He left.", "(Why?)", *spoken, "Yes!", "Title", "End."],
+        ["A list [see 1.]", "and three (a 'b \"c.\"') close.", "Then 3.5 e.g.", 'one."', ""],
+    ]
 
 
 def test_a_single_document_is_refused(settings, tmp_path):

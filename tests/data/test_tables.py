@@ -46,6 +46,26 @@ def test_every_cell_of_a_csv_is_the_text_that_was_written(tmp_path_factory, rows
     assert read == [{"first": first, "second": second or None} for first, second in rows]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_empty_lines_before_the_header_hide_no_separator(tmp_path, separator):
+    file = tmp_path / "rows.csv"
+    file.write_text(f"\n\r\na{separator}b\n1{separator}2\n", encoding="utf-8", newline="")
+    assert list(tables.read_rows(file, {"first": "a", "second": "b"})) == [{"first": "1", "second": "2"}]
+
+
+@pytest.mark.parametrize("separator", [" ", "  ", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_of_words_are_parted_by_their_ends_and_words_by_blanks_or_a_tab(tmp_path, separator, end):
+    words = [("10\u00a0000", "O"), ("a\u2028b", "B-X"), ("c\x85", "O")]
+    text = end.join([*(separator.join(pair) for pair in words), " ", "d" + separator + "O"])
+    (tmp_path / "rows.conll").write_text(text, encoding="utf-8", newline="")
+    first, second = zip(*words, strict=True)
+    assert list(tables.conll_rows(tmp_path / "rows.conll")) == [
+        {"text": list(first), "label": list(second)},
+        {"text": ["d"], "label": ["O"]},
+    ]
+
+
 def test_a_value_of_json_is_what_the_file_says_and_a_key_may_be_missing(tmp_path):
     rows = [{"a": "01", "b": 1}, {"b": None}, {"a": True, "b": [1.5]}]
     expected = [{"x": "01", "y": 1}, {"x": None, "y": None}, {"x": True, "y": [1.5]}]

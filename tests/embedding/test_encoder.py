@@ -176,7 +176,7 @@ def test_sentences_and_spans(made):
 
 def test_the_rule_for_sentences():
     text = 'He said "Stop." Then e.g. this one… and so on! Dr. Who?\nA wrapped\nline.\n\nTitle\n\n'
-    text += "End。次の文\uff01続く 3.5 ok"
+    text += "End。iPhone。次の文\uff01続く 3.5 ok"
     assert [text[start:end] for start, end in sentence_spans(text)] == [
         'He said "Stop."',
         "Then e.g. this one… and so on!",
@@ -185,6 +185,7 @@ def test_the_rule_for_sentences():
         "A wrapped\nline.",
         "Title",
         "End。",
+        "iPhone。",
         "次の文\uff01",
         "続く 3.5 ok",
     ]

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -617,6 +618,14 @@ def test_every_head_loads_the_body_of_another(head, tmp_path):
     body = head.from_pretrained(tmp_path).linformer
     for name, tensor in source.linformer.state_dict().items():
         assert torch.equal(body.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("model", [*HEADS, LinformerModel])
+def test_the_documentation_of_a_class_is_about_this_family(model):
+    """transformers writes it, out of templates, and knows the folders of its own models."""
+    assert model.__doc__.lstrip().startswith("A Linformer encoder")
+    for text in (model.__doc__, model.forward.__doc__):
+        assert not re.search(r"The None|None Model|n_positions", text)
 
 
 def test_auto_classes_know_the_family(tmp_path):

@@ -194,9 +194,9 @@ def test_speed():
     assert claims.table_3({"benchmark": [fast]}).verdict == HOLDS
 
 
-def comparison(values):
+def comparison(values, metric="accuracy"):
     runs = {
-        name: {"seeds": {str(i): {"metrics": {"test_rows": 9, "test_accuracy": v}} for i, v in enumerate(own)}}
+        name: {"seeds": {str(i): {"metrics": {"test_rows": 9, f"test_{metric}": v}} for i, v in enumerate(own)}}
         for name, own in values.items()
     }
     return {"compare": [{"recipe": {"compare": {"checkpoints": dict.fromkeys(values, "x")}}, "tasks": {"task": runs}}]}
@@ -212,6 +212,7 @@ def test_fine_tuning():
     failed = comparison({"full": [0.8, 0.9], "K": [0.8, 0.9]})
     failed["compare"][0]["tasks"]["task"]["K"]["seeds"]["1"] = {"failed": True}
     assert rule(failed).verdict == UNSEEN
+    assert rule(comparison({"full": [0.4, 0.4], "K": [1.9, 1.9]}, "mse")).verdict == UNSEEN
 
 
 def test_steps():

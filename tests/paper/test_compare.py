@@ -192,12 +192,24 @@ def test_the_table_compares_means_with_the_first_checkpoint():
     two = {"seeds": {"0": run(0.7), "1": run(0.8)}}
     text = render({"task": {"one": one, "two": two}})
     assert "0.8500 (0.8000 to 0.9000)" in text
-    assert "| two | 0.7500 (0.7000 to 0.8000) | -10.0 |" in text
-    assert "task: 10 test rows, 7 steps, float32" in text
+    assert "| two | 0.7500 (0.7000 to 0.8000) | -10.0 | 7 |" in text
+    assert "task: 10 test rows, float32" in text
     assert "Table 2" not in text  # its numbers belong beside the paper's tasks only
     text = render({"sst2": {"one": one}, "task": {"one": one}})
     assert "| N | model | sst2 |" in text
     assert "| 512 | RoBERTa-base | 93.1 |" in text
+
+
+def test_an_error_has_no_points_and_steps_are_those_of_each_checkpoint():
+    def runs(error, steps):
+        metrics = {"test_mse": error, "test_rows": 10}
+        facts = {"baselines": {}, "dtype": "float32", "train_seconds": 1.0, "peak_memory_mib": 2.0}
+        return {"seeds": {"0": {"metrics": metrics, "steps": steps, **facts}}}
+
+    text = render({"task": {"one": runs(0.4, 1000), "two": runs(0.5, 90)}})
+    assert "points" not in text
+    assert "| one | 0.4000 (0.4000 to 0.4000) |  | 1,000 |" in text
+    assert "| two | 0.5000 (0.5000 to 0.5000) | +25.0 % | 90 |" in text
 
 
 @pytest.mark.parametrize(

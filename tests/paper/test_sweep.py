@@ -76,7 +76,7 @@ def test_cells_differ_in_their_overrides_only(ran):
 
 
 def test_cells_are_run_at_every_scale_and_compared_there(place, tmp_path, monkeypatch):
-    asked = []
+    asked, failing = [], []
 
     def run_all(made, *_):
         for number, cell in enumerate(made):
@@ -86,7 +86,12 @@ def test_cells_are_run_at_every_scale_and_compared_there(place, tmp_path, monkey
             metrics = {"validation_perplexity": perplexity, "perplexity_ratio": 2.0}
             history = [{"step": 1, "eval_loss": 1.0}]
             done = {"metrics": metrics, "history": history, "train_seconds": 1.0, "wall_seconds": 2.0, "steps": 1}
-            yield number, {**done, "recipe": {"model": {}}, "tokens_per_second": 3.0}
+            yield (
+                number,
+                None
+                if (folder, cell.folder.name) in failing
+                else {**done, "recipe": {"model": {}}, "tokens_per_second": 3.0},
+            )
 
     monkeypatch.setattr(verb, "run_all", run_all)
     drawn = {}
@@ -107,6 +112,13 @@ def test_cells_are_run_at_every_scale_and_compared_there(place, tmp_path, monkey
     assert [list(axes.lines[0].get_xdata()), list(axes.lines[0].get_ydata())] == [[0, 1], pytest.approx([10, -10])]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["wide", "deep"]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["K = 16"]
+    # No mean is taken around a seed that failed, in the plot neither.
+    failing += [("K-16-wide", "seed-6")]
+    changes = [f"sweep.output_dir={tmp_path}", f"sweep.scales={json.dumps(scales)}", "sweep.seeds=[5, 6]"]
+    with pytest.raises(ValueError, match=r"1 cells failed: K = 16, wide \(seed 6\)"):
+        verb.sweep(place / "r.yaml", changes)
+    (axes,) = drawn[verb.SCALES_FILE].axes
+    assert list(axes.lines[0].get_xdata()) == [1]
 
 
 def test_a_scale_that_is_wrong_is_refused_before_the_first_run(place):
@@ -152,7 +164,7 @@ def test_a_full_disk_costs_no_finished_cell(ran, place, monkeypatch, capsys):
     def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(cells.subprocess, "run", lambda command: pytest.fail("a finished cell was run again"))
+    monkeypatch.setattr(cells.Cell, "start", lambda *given: pytest.fail("a finished cell was run again"))
     before = (ran / "results.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(verb, "write_text", full)

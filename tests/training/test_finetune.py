@@ -374,6 +374,26 @@ def test_a_run_tells_what_it_cut_and_so_does_its_card(tuned, tmp_path, caplog):
     assert told in (folder / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("title", "reads"), [("RobertaForMaskedLM", 30), ("BertForMaskedLM", 32)])
+def test_long_rows_are_cut_to_what_the_checkpoint_reads(tuned, checkpoint, title, reads, tmp_path, caplog):
+    """Of RoBERTa's 32 positions two are padding's."""
+    before = results_of(tuned("multi-label"))["recipe"]
+    long = tmp_path / "long.jsonl"
+    rows = [json.loads(line) for line in topics(6).splitlines()]
+    for row in rows:
+        row["text"] = "river stone " * 30
+    long.write_text(lines(rows), encoding="utf-8")
+    before["model"]["checkpoint"] = checkpoint(title)
+    before["data"] |= {"train_file": str(long), "test_file": str(long)}
+    before["training"] |= {"max_steps": 1, "eval_strategy": "no", "output_dir": str(tmp_path / "run")}
+    recipe = write_recipe(tmp_path / "recipe.yaml", **before)
+    with caplog.at_level(logging.WARNING, "linformer_hf"):
+        finetune(recipe)
+    assert any(record.message.startswith(f"max_length={reads} cuts off") for record in caplog.records)
+    with pytest.raises(ValueError, match=rf"data.max_length={reads + 1} .* \({reads} tokens\)"):
+        finetune(recipe, [f"data.max_length={reads + 1}", f"training.output_dir={tmp_path / 'other'}"])
+
+
 def test_what_would_fail_after_the_training_is_refused_before(tuned, tmp_path, monkeypatch):
     def refusal(kind: str, data=None, **training) -> str:
         before = results_of(tuned(kind))["recipe"]

@@ -281,7 +281,7 @@ def test_an_encoder_without_a_head_gets_a_pooling_and_the_log_says_so(checkpoint
         (["pairs.mini_batch_size=0"], "mini_batch_size must be at least 1, got 0."),
         (["pairs.scale=0"], "scale must be above 0, got 0."),
         (["pairs.temperature=1"], "unknown key 'pairs.temperature'"),
-        (["data.max_length=40"], "data.max_length=40 is longer than the checkpoint reads (max_position_embeddings=32)"),
+        (["data.max_length=40"], "data.max_length=40 is longer than the checkpoint reads (32 tokens)"),
         (["data.metrics=[f1]"], "metrics: f1 is none of accuracy@1, accuracy@10, mrr@10"),
         (
             [

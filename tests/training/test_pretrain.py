@@ -13,13 +13,13 @@ from linformer_hf.training.pretrain import (
     build_config,
     card,
     corpus_name,
-    count_trained,
     keep_predictions,
     masked_accuracy,
     places,
     plan,
     read_recipe,
     streamed,
+    tokens_of_a_step,
 )
 from linformer_hf.training.run import last_evaluation
 from linformer_hf.utils.recipe import RecipeError
@@ -69,9 +69,9 @@ def test_the_most_likely_token_is_kept_whether_or_not_other_outputs_come_with_th
     assert keep_predictions((logits, torch.ones(1)), None).tolist() == [[1, 0]]
 
 
-def test_trained_tokens_are_those_of_all_processes_and_accumulated_batches():
+def test_the_tokens_of_a_step_are_those_of_all_processes_and_accumulated_batches():
     args = SimpleNamespace(train_batch_size=4, gradient_accumulation_steps=3, world_size=2)
-    assert count_trained(SimpleNamespace(args=args, state=SimpleNamespace(global_step=5)), 32) == 5 * 4 * 3 * 2 * 32
+    assert tokens_of_a_step(args, 32) == 4 * 3 * 2 * 32
 
 
 @pytest.mark.parametrize(

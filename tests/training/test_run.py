@@ -392,6 +392,12 @@ def test_pretraining_resumes_exactly(pretraining, pretrained, interrupt, resumed
     interrupt(lambda: pretrain(pretraining, overrides), 9, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint-8").is_dir()
     assert_same_run(resumed(pretrain, pretraining, overrides, 4), pretrained)
+    once, again = results_of(pretrained), results_of(tmp_path / "run")
+    assert once["tokens_per_second"] * once["train_seconds"] == pytest.approx(once["trained_tokens"])
+    # The seconds of the first 8 steps are not known.
+    step = once["recipe"]["training"]["per_device_train_batch_size"] * N
+    timed = again["trained_tokens"] - 8 * step
+    assert again["tokens_per_second"] * again["train_seconds"] == pytest.approx(timed)
 
 
 def test_pretraining_resumes_within_a_stage(pretraining, pretrained, interrupt, resumed, tmp_path):
@@ -483,7 +489,7 @@ def test_random_weights_take_the_configuration_only(finetuning, pretrained, plac
 def test_rows_longer_than_the_model_reads_are_refused(capsys, pretraining, finetuning, tmp_path):
     folder = tmp_path / "run"
     line = error_line(capsys, "finetune", finetuning, f"training.output_dir={folder}", f"data.max_length={N + 1}")
-    assert f"data.max_length={N + 1} is longer than the checkpoint reads (max_position_embeddings={N})" in line
+    assert f"data.max_length={N + 1} is longer than the checkpoint reads ({N} tokens)" in line
     line = error_line(capsys, "pretrain", pretraining, f"training.output_dir={folder}", f"data.sequence_length={N + 1}")
     assert f"data.sequence_length={N + 1} is longer than the model reads" in line
     assert not folder.exists()

@@ -76,6 +76,23 @@ def test_numbers_are_read_as_in_json(load, written, expected):
         assert (value, type(value)) == (expected, type(expected))
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("010", 10), ("-08", -8), ("0x1F", 31), ("0o17", 15), ("+3", 3), ("true", True), ("FALSE", False)],
+)
+def test_integers_and_truth_values_are_those_of_yaml_1_2(load, written, expected):
+    for recipe in (load(f"main: {{more: {{x: {written}}}}}"), load("", f"main.more={{x: {written}}}")):
+        value = recipe.build("main").more["x"]
+        assert (value, type(value)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize("text", ["no", "Yes", "on", "OFF", "y", "1:30", "1_000", "0b11", "2026-11-27"])
+def test_what_yaml_1_1_takes_for_something_else_is_text(load, text):
+    assert load(f"main: {{name: {text}}}").build("main").name == text
+    assert load("", f"main.name={text}").build("main").name == text
+    assert refused(load, f"main: {{flag: {text}}}") == f"main.flag must be true or false, got the text {text!r}."
+
+
 @given(number=st.floats(allow_nan=False, allow_infinity=False))
 def test_any_float_comes_back(tmp_path_factory, number):
     path = tmp_path_factory.getbasetemp() / "float.yaml"

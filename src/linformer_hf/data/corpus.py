@@ -56,8 +56,10 @@ logger = logging.getLogger(__name__)
 
 # Else `load_dataset` tells a server about every load, of local files too.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-# Prose ends a sentence with one of .!? and closing quotes before white space; a blank line ends one anywhere.
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+|\n\s*\n")
+# Prose ends a sentence with one of .!? and up to two closing quotes or brackets, which stay in it, before white space.
+# A blank line ends one anywhere.
+_CLOSED = r"[\"'\u201d\u2019)\]]"
+SENTENCE_END = re.compile(rf"(?:(?<=[.!?])|(?<=[.!?]{_CLOSED})|(?<=[.!?]{_CLOSED}{_CLOSED}))\s+|\n\s*\n")
 _TOKEN_FEATURES = Features({"ids": List(Value("int32")), "lengths": List(Value("int32"))})  # lengths of sentences
 _ROW_FEATURES = Features({"input_ids": List(Value("int32"))})
 SPLITS = ("train", "validation")

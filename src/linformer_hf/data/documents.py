@@ -12,7 +12,7 @@ from . import demo_texts, tables
 from .cache import checksum
 
 
-FORMAT = 5  # raise it when the content of prepared folders changes: old ones are then not found any more
+FORMAT = 6  # raise it when the content of prepared folders changes: old ones are then not found any more
 
 
 @dataclass

@@ -263,7 +263,7 @@ def _layout(stream: TextIO, separator: str, wanted: set[str]) -> dict[str, Any]:
     """
     for candidate in (separator, *SEPARATORS):
         stream.seek(0)
-        if wanted <= set(next(csv.reader(stream, delimiter=candidate), [])):
+        if wanted <= set(next(filter(None, csv.reader(stream, delimiter=candidate)), [])):
             separator = candidate
             break
     layout = {"delimiter": separator}
@@ -347,8 +347,9 @@ def conll_rows(file: Path) -> Iterator[dict[str, list[str]]]:
         TableError: a line has a word only.
     """
     lines: list[list[str]] = []
-    for number, line in enumerate([*read_text(file).splitlines(), ""], 1):
-        cells = line.split("\t") if "\t" in line else line.split()
+    # Nothing else parts lines or words: a word may hold a no-break space.
+    for number, line in enumerate([*re.split(r"\r\n|\r|\n", read_text(file)), ""], 1):
+        cells = re.split("\t" if "\t" in line else " +", line.strip(" ")) if line.strip() else []
         if len(cells) == 1:
             raise TableError(
                 f"{file}, line {number}: {line[:40]!r} is no word with a tag; part them by a space or a tab."

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import datasets
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, List, Value
 from transformers import (
     DataCollatorForMultipleChoice,
     DataCollatorForTokenClassification,
@@ -342,12 +341,10 @@ def split_off_by_class(rows: Dataset, fraction: float, seed: int) -> tuple[Datas
 
 def with_labels(rows: Dataset, number: Callable[[Any], int | None]) -> Dataset:
     """Every class of the column label, or of the lists in it, replaced by its number."""
-    nested = isinstance(rows.features["label"], datasets.List)
+    nested = isinstance(rows.features["label"], List)
     labels = [list(map(number, label)) if nested else number(label) for label in rows["label"]]
-    feature = datasets.Value("int64")
-    return rows.remove_columns("label").add_column(
-        "label", labels, feature=datasets.List(feature) if nested else feature
-    )
+    feature = Value("int64")
+    return rows.remove_columns("label").add_column("label", labels, feature=List(feature) if nested else feature)
 
 
 def tokenize_task(
@@ -385,6 +382,8 @@ def tokenize_task(
 
         options = {"batched": True, "remove_columns": rows.column_names, "load_from_cache_file": False}
         splits[split] = rows.map(encode, with_indices=True, **options, desc=f"tokenising {split}")
+        if kind.encode is encode_labels:  # `map` keeps the classes' type, and BERT's loss takes floats only
+            splits[split] = splits[split].cast_column("label", List(Value("float32")))
         task.counts[f"{split}_truncated_rows"] = sum(map(bool, lost))
         task.counts[f"{split}_truncated_tokens"] = sum(lost)
         if stride is not None:

@@ -33,7 +33,7 @@ from .inputs import Document, Inputs
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the same inputs give another file
+FORMAT = 2  # raise it when the same inputs give another file
 PLAN_FILE = "plan.json"
 KEY = b"linformer_hf"  # of the metadata of a .parquet file
 BATCHES_A_PART = 16  # a killed run loses at most so much

@@ -31,7 +31,7 @@ POOLED_TOKENS = 65_536  # so many states, padding included, are pooled at a time
 # Where a sentence may end: behind the marks (also Arabic's and Hindi's) and the quotes or brackets closed there, if a
 # space follows; behind those of Chinese and Japanese, which need none; at an empty line.
 SENTENCE_END = re.compile(
-    r"[.!?\u2026\u061f\u0964]+[\"'\u201d\u2019\u00bb)\]}]*(?=\s)"
+    r"(?P<spaced>[.!?\u2026\u061f\u0964]+[\"'\u201d\u2019\u00bb)\]}]*)(?=\s)"
     r"|[\u3002\uff01\uff1f\uff61]+[\u201d\u2019\u300d\u300f\uff09]*"
     r"|(?<=\S)\s*\n[^\S\n]*\n"
 )
@@ -251,7 +251,7 @@ class DocumentEncoder:
         return summed.hexdigest()
 
     def _length(self, wanted: int | None) -> int:
-        positions = positions_of(self.model)
+        positions = positions_of(self._encoder.model)
         tokenizer: Any = self._encoder.tokenizer
         fewest = tokenizer.num_special_tokens_to_add() + self.prompt_length + 1
         if wanted is not None and positions is not None and wanted > positions:
@@ -295,11 +295,13 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     small letter follows; behind the full-width marks of Chinese and Japanese; and at an empty line. An abbreviation
     before a capital letter ("Dr. Smith") ends one too: the rule knows no words of any language.
     """
+    ends = [
+        match.end()
+        for match in SENTENCE_END.finditer(text)
+        if not match["spaced"] or not text[match.end() : match.end() + 100].lstrip()[:1].islower()
+    ]
     spans, start = [], 0
-    for end in (*(match.end() for match in SENTENCE_END.finditer(text)), len(text)):
-        rest = text[end : end + 100].lstrip()
-        if rest[:1].islower() and text[end - 1] != "\n":
-            continue
+    for end in (*ends, len(text)):
         sentence = text[start:end]
         if sentence.strip():
             before = len(sentence) - len(sentence.lstrip())
@@ -348,15 +350,14 @@ def _prompt(model: "SentenceTransformer", name: str | None) -> str:
     return next((model.prompts[one] or "" for one in candidates if one in model.prompts), "")
 
 
-def positions_of(model: "SentenceTransformer") -> int | None:
-    """How many tokens the encoder has positions for; None where positions are relative."""
-    encoder: Any = model[0].model
-    for module in encoder.modules():
+def positions_of(model: nn.Module) -> int | None:
+    """How many tokens a model of transformers has positions for; None where positions are relative."""
+    for module in model.modules():
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, nn.Embedding):
             padding = getattr(module, "padding_idx", None)  # RoBERTa and its kin count from behind it
             return table.num_embeddings - (padding + 1 if isinstance(padding, int) else 0)
-    most = getattr(encoder.config, "max_position_embeddings", None)
+    most = getattr(model.config, "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else None
 
 

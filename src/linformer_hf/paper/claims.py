@@ -18,7 +18,7 @@ from typing import Any
 
 from ..benchmark.published import TABLE_3
 from ..benchmark.tables import BASELINE, LONG, exponent, grouped, passed, savings
-from ..data.metrics import test_metric
+from ..data.metrics import ERRORS, test_metric
 from .verdicts import (
     BAND,
     CLAIMS,
@@ -257,9 +257,13 @@ def fine_tuned(evidence: Evidence) -> Iterator[Seen]:
 
 
 def _accuracy(runs: dict[str, Any]) -> dict[str, float] | None:
+    """Seed -> the first metric; None where a seed failed, nothing where the metric is an error."""
     if any("failed" in run for run in runs["seeds"].values()):
         return None
-    return {seed: run["metrics"][test_metric(run["metrics"])] for seed, run in runs["seeds"].items()}
+    metric = test_metric(next(iter(runs["seeds"].values()))["metrics"])
+    if metric.removeprefix("test_") in ERRORS:  # no share of right answers: there are no points
+        return {}
+    return {seed: run["metrics"][metric] for seed, run in runs["seeds"].items()}
 
 
 # -- Table 3 and Figure 2 -----------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 A recipe has one section, `compare` (Comparison). Every cell is a run of `linformer-hf finetune` in a process of its own
 (so its memory is its own), in `output_dir/<task>/<checkpoint>/<learning rate>/<seed>`. A cell that is finished is not
 run again; one that was interrupted is begun anew; one that fails is shown as failed, and no mean is taken over the rest
-of its seeds. Where several learning rates are given, each is tried with the first
-seed and the one with the best accuracy on validation rows is used; the test rows have no part in the choice.
+of its seeds. Where several learning rates are given, each is tried with the first seed, and the one that is best by the
+first metric on validation rows is used; the test rows have no part in the choice.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,20 @@ from ..training.finetune import read_recipe as read_finetune
 from ..utils.files import check_folder, write_text
 from ..utils.recipe import Recipe, RecipeError, load_recipe
 from ..utils.runs import Run
-from .grid import KEPT, TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
+from .grid import (
+    KEPT,
+    TABLE_FILE,
+    Cell,
+    Column,
+    Over,
+    check_grid,
+    failures,
+    finish,
+    folder_name,
+    median_of,
+    run_all,
+    table,
+)
 
 
 READING = ("data.max_length", "data.stride")  # how rows are read, and not which
@@ -35,7 +48,7 @@ class Comparison:
         checkpoints: name in the table -> folder or Hub name. The first is what the others are compared with.
         recipes: fine-tuning recipe, one for each task -> `section.key=value`, applied over it.
         seeds: of the weights of the head and the order of the rows.
-        learning_rates: tried with the first seed, chosen by validation accuracy; none: the recipe's own.
+        learning_rates: tried with the first seed, chosen by the first metric on validation rows; else the recipe's own.
         overrides: name in the table -> `section.key=value`, applied for this checkpoint alone: for one that stands
             there twice and is read in another way the second time.
         jobs: runs at the same time, which share the cores.
@@ -179,11 +192,13 @@ def task_runs(section: Comparison, recipe: str, folder: Path) -> dict[str, Any]:
 
 
 def render(tasks: dict[str, dict[str, Any]]) -> str:
-    """Markdown: for each task a row for each checkpoint, accuracies as mean (lowest to highest) over the seeds."""
+    """Markdown: for each task a row for each checkpoint, the first metric as mean (lowest to highest) of the seeds."""
     blocks = []
-    columns = {"training, s": median_of("train_seconds")}
+    columns: dict[str, Column] = {"steps": lambda runs: f"{max(run['steps'] for run in runs):,}"}
+    columns["training, s"] = median_of("train_seconds")
     columns["peak memory of the process, MiB"] = median_of("peak_memory_mib")
-    over = ("points over", lambda mean, base: f"{100 * (mean - base):+.1f}")
+    points: Over = ("points over", lambda mean, base: f"{100 * (mean - base):+.1f}")
+    per_cent: Over = ("over", lambda mean, base: f"{100 * (mean / base - 1):+.1f} %")
     for task, checkpoints in tasks.items():
         runs = {name: found["seeds"] for name, found in checkpoints.items()}
         done = [run for seeds in runs.values() for run in seeds.values() if "failed" not in run]
@@ -191,11 +206,12 @@ def render(tasks: dict[str, dict[str, Any]]) -> str:
             blocks.append(f"**{task}**: every run failed.")
             continue
         metric = test_metric(done[0]["metrics"])
-        shown = table(runs, metric, metric.removeprefix("test_"), 4, over, columns)
+        name = metric.removeprefix("test_")
+        shown = table(runs, metric, name, 4, per_cent if name in ERRORS else points, columns)
         baselines = (
             "; ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in done[0]["baselines"].items()) or "none"
         )
         rows = done[0]["metrics"]["test_rows"]
-        title = f"{task}: {rows:,} test rows, {done[0]['steps']:,} steps, {done[0]['dtype']}"
+        title = f"{task}: {rows:,} test rows, {done[0]['dtype']}"
         blocks.append(f"**{title}**\n\n{shown}\n\nBaselines: {baselines}.")
     return "\n\n".join([*blocks, *table_2(list(tasks))])

@@ -36,6 +36,7 @@ KEPT = (
 )
 Seeds = Mapping[str, Mapping[str, Any]]  # seed -> its run, or {"failed": True}
 Column = Callable[[list[Mapping[str, Any]]], Any]  # of a table, made of the runs of all seeds
+Over = tuple[str, Callable[[float, float], str]]  # head of a column, and what it says of a mean and the first name's
 
 
 class Forked:
@@ -249,7 +250,7 @@ def table(
     metric: str,
     head: str,
     digits: int,
-    over: tuple[str, Callable[[float, float], str]],
+    over: Over,
     columns: Mapping[str, Column],
 ) -> str:
     """Markdown: for each name its metric as mean (lowest to highest) over the seeds, that over the first name's, more.

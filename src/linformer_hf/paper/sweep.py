@@ -20,7 +20,19 @@ from ..utils.figures import new_figure, plain_ticks, save_figure, shades
 from ..utils.files import write_text
 from ..utils.recipe import Recipe, RecipeError, load_recipe
 from ..utils.runs import Run
-from .grid import KEPT, TABLE_FILE, Cell, check_grid, failures, finish, folder_name, median_of, run_all, table
+from .grid import (
+    KEPT,
+    TABLE_FILE,
+    Cell,
+    check_grid,
+    failures,
+    finish,
+    folder_name,
+    measured,
+    median_of,
+    run_all,
+    table,
+)
 
 
 START = "start"
@@ -228,22 +240,17 @@ def plot(path: Path, runs: dict[str, dict[str, Any]], x: str, label: str) -> Non
 def plot_scales(path: Path, names: Sequence[str], groups: dict[str, dict[str, Any]]) -> None:
     """Of each cell how much higher its perplexity is than the first cell's, in per cent, at each scale.
 
-    Means over the seeds that both have finished; what neither has is left out.
+    Where a seed of either has failed there is no point, as there is no mean in the table.
     """
     figure, axes = new_figure((7.5, 4.2))
     for i, name in enumerate(names[1:], 1):
         places, over = [], []
         for place, runs in enumerate(groups.values()):
             first, *others = runs.values()
-            other = others[i - 1]
-            both = [seed for seed in first if "failed" not in first[seed] and "failed" not in other[seed]]
-            if both:
-                base, mean = (
-                    statistics.mean(run[seed]["metrics"]["validation_perplexity"] for seed in both)
-                    for run in (first, other)
-                )
+            base, found = (measured(seeds, "validation_perplexity") for seeds in (first, others[i - 1]))
+            if base and found:
                 places.append(place)
-                over.append(100 * (mean / base - 1))
+                over.append(100 * (statistics.mean(found) / statistics.mean(base) - 1))
         if places:
             axes.plot(places, over, color=shades(len(names))[i], marker=MARKERS[i % len(MARKERS)], label=name)
     axes.set(ylabel=f"perplexity over {names[0]}, %", xticks=range(len(groups)))

@@ -41,6 +41,7 @@ class Watch(TrainerCallback):
         self.trainer, self.last_checkpoint, self.check = trainer, last_checkpoint, check
         self.number = 0  # of the signal
         self.stopping = False
+        self.first = 0  # steps before this process's
         self.skipped = 0  # steps
         self.rows: list[torch.Tensor] = []  # input_ids of the step's batches
         self._note_rows()
@@ -68,6 +69,9 @@ class Watch(TrainerCallback):
             # Not print: a signal may arrive in the middle of another one.
             os.write(2, f"\n{name}: writing a checkpoint after this step (Ctrl-C now ends at once)\n".encode())
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.first = state.global_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.rows.clear()

@@ -231,15 +231,15 @@ def prepare(
             **section.source(),
         )
         model[0].config.metric = task.metrics[0]
-        tokenizer, usual, limit = model.tokenizer, model.max_seq_length, positions_of(model)
+        tokenizer, usual, limit = model.tokenizer, model.max_seq_length, positions_of(model[0].model)
     else:
         with loading(section.checkpoint):
             model, tokenizer = load_model(section, task)
-        usual = limit = getattr(model.config, "max_position_embeddings", None)
+        usual = limit = positions_of(model)
     if limit is not None and data.max_length is not None and data.max_length > limit:
         raise ValueError(
             f"data.max_length={data.max_length} is longer than the checkpoint reads "
-            f"(max_position_embeddings={limit}). Lower it, or resize the checkpoint's positions first."
+            f"({limit} tokens). Lower it, or resize the checkpoint's positions first."
         )
     max_length = data.max_length or min(filter(None, (task.max_length, usual)), default=None)
     splits = tokenize_task(task, tokenizer, max_length, data.stride)

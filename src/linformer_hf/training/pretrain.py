@@ -210,11 +210,12 @@ def train_legs(
     """Train every leg that is not finished yet; `n` is the model's longest input.
 
     Returns:
-        The main leg's trainer and corpus, and totals and log of all legs.
+        The main leg's trainer and corpus, and totals and log of all legs. Seconds, and `timed_tokens`, are those of the
+        process that finished a leg: what an interrupted one took is not known.
     """
     model: LinformerForMaskedLM | None = None
     history: list[dict[str, Any]] = []
-    totals = {"trained_tokens": 0, "steps": 0, "train_seconds": 0.0, "skipped_steps": 0}
+    totals = {"trained_tokens": 0, "steps": 0, "train_seconds": 0.0, "timed_tokens": 0, "skipped_steps": 0}
     begun_with = used_tokenizer(legs) if resume else None
     for leg in legs:
         with leg.arguments.main_process_first(desc="preparing the corpus"):
@@ -239,7 +240,8 @@ def train_legs(
                 "steps": trainer.state.global_step,
                 "train_seconds": metrics["train_runtime"],
                 "skipped_steps": metrics["skipped_steps"],
-                "trained_tokens": count_trained(trainer, leg.length),
+                "trained_tokens": trainer.state.global_step * tokens_of_a_step(trainer.args, leg.length),
+                "timed_tokens": metrics["steps"] * tokens_of_a_step(trainer.args, leg.length),
             }
             if leg is not legs[-1] and trainer.is_world_process_zero():
                 save_stage(trainer, leg.folder, record)
@@ -273,12 +275,9 @@ def _checkpoint_length(values: dict[str, Any]) -> int:
     return LinformerConfig.max_position_embeddings
 
 
-def count_trained(trainer: Trainer, length: int) -> int:
-    """Tokens that were trained on in this process since the start of the run, padding included."""
-    args = trainer.args
-    return (
-        trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
-    )
+def tokens_of_a_step(args: TrainingArguments, length: int) -> int:
+    """Of all processes, padding included."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
 
 
 def places(training: dict[str, Any]) -> int:
@@ -360,8 +359,8 @@ def report(
         "unigram_masked_accuracy": baseline["accuracy"],
         "perplexity_ratio": baseline["perplexity"] / perplexity,
     }
-    seconds = totals["train_seconds"]
-    speed = totals["trained_tokens"] / seconds if seconds else 0.0
+    seconds, timed = totals["train_seconds"], totals.pop("timed_tokens")
+    speed = timed / seconds if seconds else 0.0
     content = results(run, trainer, data=corpus.counts, metrics=measured, **totals, tokens_per_second=speed)
     config = trainer.model.config
     title = f"Linformer, {content['parameters'] / 1e6:.1f} M parameters, N = {config.max_position_embeddings}"

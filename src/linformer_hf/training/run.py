@@ -138,7 +138,7 @@ def plot_curve(path: Path, history: Sequence[Mapping[str, float]], title: str, l
 
 
 def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, float]:
-    """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics.
+    """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics, and its own steps.
 
     Args:
         run: `training.logging_nan_inf_filter: true` in its recipe skips, and counts, steps whose gradient is not
@@ -196,7 +196,7 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
     trainer.remove_callback(seal)
     if watch.number:
         raise Interrupted(watch.number, last_whole_checkpoint(folder))
-    return {**metrics, "skipped_steps": watch.skipped}
+    return {**metrics, "skipped_steps": watch.skipped, "steps": trainer.state.global_step - watch.first}
 
 
 @contextlib.contextmanager

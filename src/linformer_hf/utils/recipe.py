@@ -3,8 +3,8 @@
 A recipe is one YAML file = one run. Its sections are dataclasses (`LinformerConfig`, `TrainingArguments`, our own);
 `section.key=value` on the command line is applied over the file and checked in the same way.
 
-PyYAML reads YAML 1.1, in which `2e-5` is text. Here numbers are read as in YAML 1.2 (JSON's floats), and a number that
-was quoted is refused rather than guessed at.
+PyYAML reads YAML 1.1, in which `2e-5` is text, `no` and `off` are truth values, and 010 is 8. Here these are read as in
+YAML 1.2: JSON's numbers, `true` and `false`. A number that was quoted is refused rather than guessed at.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class RecipeError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2 floats and without silently doubled keys."""
+    """PyYAML's safe loader with YAML 1.2 numbers and truth values and without silently doubled keys."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # before `<<: *name` is filled in, which may be overridden
@@ -52,13 +52,27 @@ class _Loader(yaml.SafeLoader):
                 seen.add((key.tag, key.value))
         return node
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)  # PyYAML's takes 010 for 8
 
+
+_PLAIN = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+}
+_TAG = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:float"]
+    first: [pair for pair in pairs if pair[0].removeprefix(_TAG) not in (*_PLAIN, "timestamp")]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{_FLOAT})$"), list("-+0123456789."))
+for _name, (_pattern, _first) in _PLAIN.items():  # ints before floats, of which they are some
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor(_TAG + "int", _Loader.construct_yaml_int)
 
 
 @dataclasses.dataclass
@@ -213,7 +227,7 @@ def check_type(value: Any, hint: Any, where: str) -> None:
             check_type(item, get_args(hint)[0], f"{where}[{i}]")
         return
     message = f"{where} must be {describe(hint)}, got {_kind(value)} {value!r}."
-    if isinstance(value, str) and re.fullmatch(_FLOAT, value):
+    if isinstance(value, str) and re.fullmatch(_PLAIN["float"][0], value):
         message += " Write the number without quotes."
     elif isinstance(value, str) and (choices := _choices(hint)):
         message += f" {_nearest(value, [str(c) for c in choices])}"
