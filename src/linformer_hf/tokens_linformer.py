@@ -232,7 +232,9 @@ def check_inputs(
 
 def ignore_padding(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """Labels [B, N] with -100 wherever there is no real token."""
-    return labels if attention_mask is None else labels.masked_fill(attention_mask.to(labels.device) == 0, -100)
+    if attention_mask is None:
+        return labels
+    return labels.long().masked_fill(attention_mask.to(labels.device) == 0, -100)  # uint8 holds no -100
 
 
 def mean_loss(total: torch.Tensor, count: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None):

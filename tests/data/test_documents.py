@@ -50,6 +50,15 @@ def test_a_folder_is_read_to_its_depths_and_other_files_are_left(tmp_path):
     assert find_files(str(tmp_path)) == [tmp_path / name for name in ("a.txt", "b/1.txt.gz", "b/deep/2.TXT")]
     assert find_files(str(tmp_path / "*.txt")) == [tmp_path / "a.txt"]
     assert find_files(str(tmp_path / "**" / "*.txt")) == [tmp_path / "a.txt"]
+    assert find_files(str(tmp_path), [tmp_path / "b" / "deep", tmp_path / "a.txt"]) == [tmp_path / "b/1.txt.gz"]
+
+
+def test_what_is_hidden_in_a_folder_is_no_text_of_it(tmp_path):
+    for name in (".ipynb_checkpoints/a.txt", "__MACOSX/._a.txt", "b/.c.txt", ".git/d.txt", "b/e.txt"):
+        (tmp_path / ".home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".home" / name).write_text("text")
+    assert find_files(str(tmp_path / ".home")) == [tmp_path / ".home/b/e.txt"]
+    assert find_files(str(tmp_path / ".home" / "b" / ".c.txt")) == [tmp_path / ".home/b/.c.txt"]
 
 
 def test_nothing_there_and_several_kinds_are_named(tmp_path):

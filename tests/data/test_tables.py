@@ -3,8 +3,11 @@
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +67,69 @@ def test_lines_of_words_are_parted_by_their_ends_and_words_by_blanks_or_a_tab(tm
         {"text": list(first), "label": list(second)},
         {"text": ["d"], "label": ["O"]},
     ]
+
+
+CONLL = "berlin _ _ B-LOC\nis _ _ O\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# id 0001-aa domain=train\n" + CONLL,
+        "#newdoc\n# a comment\n\n" + CONLL + "\n# the end\n",
+        CONLL.replace(" ", "\t").replace("is", "# more\nis"),
+    ],
+)
+def test_comments_of_conll_are_no_words(tmp_path, text):
+    (tmp_path / "rows.conll").write_text(text, encoding="utf-8")
+    assert list(tables.conll_rows(tmp_path / "rows.conll")) == [{"text": ["berlin", "is"], "label": ["B-LOC", "O"]}]
+
+
+def test_a_number_sign_may_be_a_word(tmp_path):
+    (tmp_path / "rows.conll").write_text("# O\n#one B\n\n# O\n", encoding="utf-8")
+    assert [row["text"] for row in tables.conll_rows(tmp_path / "rows.conll")] == [["#", "#one"], ["#"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a O\nNew York B\nc O\n", "line 2: 'New York B' has 3 columns, and most lines have 2. Give each as many"),
+        ("1\tA" + "\t_" * 8 + "\n2\tB" + "\t_" * 8 + "\n", "line 2: the first column numbers the words, as in CoNLL-U"),
+    ],
+)
+def test_lines_whose_words_are_elsewhere_are_refused(tmp_path, text, message):
+    (tmp_path / "rows.conll").write_text(text, encoding="utf-8")
+    with pytest.raises(tables.TableError, match=re.escape(message)):
+        list(tables.conll_rows(tmp_path / "rows.conll"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("rows.jsonl", '{"a": "x"}\n' * 9 + '{"a": "x" "b"}\n', "line 10: Expecting ',' delimiter at character 11"),
+        ("rows.csv", 'a,b\n"x",y\n"x"z,y\n', "line 3: ',' expected after '\"' (double the quotes within"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        list(tables.read_rows(tmp_path / name, {"text": "a"}))
+
+
+def test_parquet_without_rows_and_with_columns_of_other_types(tmp_path):
+    file = tmp_path / "rows.parquet"
+    others = {
+        "m": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
+        "c": pa.array(["a", "b"]).dictionary_encode(),
+    }
+    table = pa.table({"text": ["one", None], **others})
+    pq.write_table(table, file)
+    assert list(tables.read_rows(file, {"x": "text", "y": "c"})) == [{"x": "one", "y": "a"}, {"x": None, "y": "b"}]
+    assert tables.features_of(file)["m"] is None
+    pq.write_table(table.slice(0, 0), file)
+    assert list(tables.read_rows(file, {"x": "text"})) == []
+    pq.write_table(pa.table({"text": [f"{i}" for i in range(2500)]}), file, row_group_size=700)
+    assert [row["x"] for row in tables.read_rows(file, {"x": "text"})] == [f"{i}" for i in range(2500)]
 
 
 def test_a_value_of_json_is_what_the_file_says_and_a_key_may_be_missing(tmp_path):

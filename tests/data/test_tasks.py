@@ -464,6 +464,17 @@ def test_the_first_piece_of_a_word_has_its_tag(tokenizers, kind):
     assert row["labels"] == [-100, *(label for i, n in enumerate(pieces) for label in (i, *[-100] * (n - 1))), -100]
 
 
+@pytest.mark.parametrize("stride", [None, 1])
+@pytest.mark.parametrize("mark", ["\u200b", "\ufeff", "\u00ad"])
+def test_a_word_has_its_tag_where_the_tokenizer_drops_its_first_character(tokenizers, mark, stride):
+    words = ["the", f"{mark}river", f"{mark}{mark}stone", mark, "garden"]
+    given = [{"text": words, "label": [0, 1, 2, 3, 4]}]
+    _, rows = encoded("token-classification", given, tokenizers["wordpiece"], 5, "abcde", stride=stride)
+    assert sorted(label for row in rows for label in row["labels"] if label >= 0) == (
+        [0, 1, 2, 4] if stride else [0, 1, 2]
+    )
+
+
 def test_words_beyond_the_cut_have_no_label_and_are_counted(tokenizers):
     given = [{"text": ["river"] * 10, "label": [1] * 10}]
     task, rows = encoded("token-classification", given, tokenizers["wordpiece"], 6, "ab")

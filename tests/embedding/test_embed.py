@@ -325,6 +325,22 @@ def test_bad_input_is_one_line_and_leaves_nothing(model, rows, tmp_path, capsys,
     assert list(tmp_path.iterdir()) == [rows]
 
 
+def test_vectors_among_the_documents_are_none_of_them(model, tmp_path, monkeypatch):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("the old river")
+    (texts / "b.txt").write_text("a stone")
+    output = texts / "vectors.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, texts, output)
+    assert (texts / "vectors.parquet.parts").is_dir()
+    first = embed(model, [texts, texts / "a.txt", texts / "*.txt"], output)
+    assert [row["document"] for row in first] == [str(texts / name) for name in ("a.txt", "b.txt")]
+    assert embed(model, texts, output) == first
+
+
 def test_outputs_and_folders_that_cannot_be_used(model, folder, rows, texts, tmp_path, capsys):
     def line(*given):
         return error_line(capsys, "embed", *map(str, given), "--column", "body")

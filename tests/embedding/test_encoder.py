@@ -126,6 +126,24 @@ def test_documents_are_read_as_they_are_needed(made):
     assert len(taken) < 100
 
 
+def test_one_long_document_pads_no_short_ones(made, monkeypatch):
+    encoder = loaded(made())
+    texts = ["a stone"] * 300 + ["the garden " * 100] + ["the river"] * 300
+    once, preprocess, padded = list(encoder.read(texts)), type(encoder._encoder).preprocess, []
+
+    def note(self, given, **options):
+        found = preprocess(self, given, **options)
+        padded.append(found["input_ids"].numel())
+        return found
+
+    monkeypatch.setattr(type(encoder._encoder), "preprocess", note)
+    reads = list(encoder.read(texts, batch_tokens=64))
+    assert max(padded) <= 2 * 8 * 64  # lengths are estimated
+    for found, expected in zip(reads, once, strict=True):
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.allclose(found.states, expected.states, atol=1e-5)
+
+
 @pytest.mark.parametrize("prompt", ["", "the letter: "])
 def test_pieces_are_the_means_of_their_tokens(made, prompt):
     encoder = loaded(made(prompts={"document": prompt}))
@@ -189,6 +207,7 @@ def test_the_rule_for_sentences():
         "次の文\uff01",
         "続く 3.5 ok",
     ]
+    assert sentence_spans("Wait" + "." * 100_000 + "x") == [(0, 100_005)]  # in no time
     assert sentence_spans("  \n ") == []
     assert sentence_spans("no end") == [(0, 6)]
 

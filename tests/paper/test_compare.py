@@ -222,6 +222,9 @@ def test_an_error_has_no_points_and_steps_are_those_of_each_checkpoint():
         ),
         ({"source": ["data={task: genre}"]}, "would compare checkpoints on other rows"),
         ({"source": ["training.max_step=1"]}, "max_step"),
+        ({"source": ["training.seed=1"]}, "'training.seed=1' would have no effect, for seeds says training.seed"),
+        ({"source": ["model.checkpoint=x"]}, "for checkpoints says model.checkpoint"),
+        ({"source": [" data.max_train_rows=5"]}, "would compare checkpoints on other rows"),
     ],
 )
 def test_overrides_that_do_not_fit_are_refused_before_the_first_run(place, overrides, message):

@@ -127,6 +127,19 @@ def test_a_scale_that_is_wrong_is_refused_before_the_first_run(place):
             read_recipe(place / "r.yaml", [f"sweep.scales={json.dumps(scales)}"])
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("sweep.overrides=[training.seed=9]", "'training.seed=9' would have no effect, for seeds says training.seed"),
+        ("sweep.cells={a: [' training.output_dir=x']}", "for output_dir says training.output_dir"),
+        ("sweep.scales={s: [model.projected_length=4]}", "for the cell 'K = 16' says model.projected_length"),
+    ],
+)
+def test_what_would_be_overwritten_is_refused(place, change, reason):
+    with pytest.raises(RecipeError, match=reason):
+        read_recipe(place / "r.yaml", [change])
+
+
 def test_a_start_has_one_shape_and_scales_have_several(place):
     with pytest.raises(RecipeError, match="scales change the model's shape, which start has once"):
         read_recipe(place / "r.yaml", [f"sweep.start={place / 'base.yaml'}", "sweep.scales={wide: []}"])

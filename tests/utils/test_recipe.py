@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from linformer_hf.data.documents import PretrainingData
+from linformer_hf.data.tasks import TaskData
 from linformer_hf.training.pretrain import ModelSection
 from linformer_hf.utils.recipe import RecipeError, check_type, describe, fields_of, load_recipe, same_recipe
 
@@ -313,7 +314,24 @@ def test_a_run_is_pushed_when_it_is_finished(load):
     message = refused(load, "training: {push_to_hub: true}", sections=sections)
     assert message.startswith("training.push_to_hub would send the folder before results and model card are in it")
     assert "`linformer-hf push FOLDER USER/NAME`" in message
-    load("training: {push_to_hub: false, hub_token: null}", sections=sections)
+    load("training: {push_to_hub: false, hub_token: null, dataloader_drop_last: false}", sections=sections)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("dataloader_drop_last: true", "would drop rows of the validation and test files too"),
+        ("prediction_loss_only: true", "would leave the run without its metrics"),
+        ("batch_eval_metrics: true", "would ask for metrics batch by batch"),
+        ("label_names: [label]", "would tell Trainer of other labels"),
+    ],
+)
+def test_settings_under_which_trainer_judges_by_something_else_are_refused(load, change, reason):
+    sections = {"training": TrainingArguments, "data": TaskData}
+    key, _, value = change.partition(": ")
+    assert refused(load, f"training: {{{change}}}", sections=sections).startswith(f"training.{key} {reason}")
+    assert refused(load, "training: {}", f"training.{key}={value}", sections=sections).startswith(f"training.{key}")
+    load("data: {task: genre, label_names: [a, b]}", sections=sections)
 
 
 def test_real_types_of_training_arguments_are_known():

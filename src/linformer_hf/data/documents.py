@@ -1,6 +1,7 @@
 """Where documents come from: files, the Hub, the texts of installed packages."""
 
-from collections.abc import Iterator
+import glob
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -193,7 +194,7 @@ def load_rows(source: Source, streaming: bool) -> Any:
     if kind in ("csv", "json"):
         return _load_tables(source, files, streaming)
     options = {"sample_by": source.sample_by} if kind == "text" else {}
-    names = [tables.literal(file) for file in files]
+    names = [glob.escape(str(file)) for file in files]  # brackets would make a pattern of a name
     try:
         return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
     except Exception as error:  # pyarrow has errors of every kind for a damaged file
@@ -244,21 +245,32 @@ def load_hub(name: str, config: str | None, split: str, revision: str | None, st
         ) from error
 
 
-def find_files(path: str) -> list[Path]:
+def find_files(path: str, besides: Sequence[Path] = ()) -> list[Path]:
     """The text files that a file name, a folder or a glob stands for, in order.
+
+    In a folder, what is hidden or macOS packs beside a file's content is none of them.
+
+    Args:
+        besides: files that are not looked for, and folders in which nothing is.
 
     Raises:
         FileNotFoundError, ValueError: there are none, or they are of several types.
     """
     given = Path(path).expanduser()
     if given.is_dir():
-        files = [file for file in given.rglob("*") if file.is_file() and tables.kind_of(file)]
+        files = [
+            file
+            for file in given.rglob("*")
+            if file.is_file() and tables.kind_of(file) and not any(map(_hidden, file.relative_to(given).parts))
+        ]
     elif given.is_file():
         files = [given]
     else:
         anchor = Path(given.anchor or ".")
         pattern = str(given.relative_to(given.anchor)) if given.anchor else str(given)
         files = [file for file in anchor.glob(pattern) if file.is_file()]
+    left_out = {one.resolve() for one in besides}
+    files = [file for file in files if left_out.isdisjoint([resolved := file.resolve(), *resolved.parents])]
     if not files:
         raise FileNotFoundError(f"no files at {path!r}; give a file, a folder with {_types()} files, or a glob.")
     kinds = {tables.kind_of(file) for file in files}
@@ -266,6 +278,10 @@ def find_files(path: str) -> list[Path]:
         suffixes = sorted({file.suffix for file in files})
         raise ValueError(f"{path!r} stands for {', '.join(suffixes)} files; give one kind of {_types()} per source.")
     return sorted(files)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _types() -> str:

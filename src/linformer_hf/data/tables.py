@@ -8,7 +8,6 @@ value of JSON or Parquet is what the file says it is.
 import codecs
 import contextlib
 import csv
-import glob
 import gzip
 import io
 import itertools
@@ -17,15 +16,21 @@ import math
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from datasets import ClassLabel, Dataset, LargeList, List, load_dataset
+import pyarrow
+from datasets import ClassLabel, Dataset, Features, LargeList, List
+from pyarrow.parquet import ParquetFile
 
 
 FILE_TYPES = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SEPARATORS = (",", ";", "\t", "|")
+READ_ROWS = 1000
+CONLL_U = 10  # columns
+DOCUMENT = "-DOCSTART-"  # a line of CoNLL that stands for a document's beginning
 HEAD = 1000  # rows of JSON that tell which columns there are: each may lack some
 
 
@@ -46,11 +51,6 @@ def kind_of(file: Path) -> str | None:
 def types(*kinds: str) -> str:
     """The endings of files of these kinds, for a message."""
     return f"{', '.join(suffix for suffix, kind in FILE_TYPES.items() if kind in kinds)} (or .gz of text)"
-
-
-def literal(file: Path) -> str:
-    """A path for `load_dataset`, which would take the brackets of a name for a pattern."""
-    return glob.escape(str(file))
 
 
 def read_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -84,7 +84,8 @@ def _reading(file: Path) -> Iterator[str]:
     except TableError:
         raise
     except Exception as error:  # pyarrow has errors of every kind for a damaged file
-        raise ValueError(f"{file} cannot be read as {kind}: {error.__cause__ or error}") from error
+        reason = error if type(error) is ValueError else error.__cause__ or error  # the former are from here
+        raise ValueError(f"{file} cannot be read as {kind}: {reason}") from error
 
 
 def read_text(file: Path) -> str:
@@ -96,7 +97,10 @@ def read_text(file: Path) -> str:
 def features_of(file: Path) -> dict[str, Any]:
     """The types of a Parquet file's columns; of other files nothing is known."""
     with _reading(file) as kind:
-        return _features(file) if kind == "parquet" else {}
+        if kind != "parquet":
+            return {}
+        with ParquetFile(file) as table:
+            return _features(table, table.schema_arrow.names)
 
 
 def class_names(features: Mapping[str, Any], column: str) -> list[str] | None:
@@ -316,15 +320,23 @@ def _parsed(line: str, number: int) -> Any:
 
 
 def _parquet_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    features = _features(file)
-    check_columns(file, features, columns)
-    wanted = list(dict.fromkeys(columns.values()))
-    for row in load_dataset("parquet", data_files=literal(file), split="train", streaming=True, columns=wanted):
-        yield {ours: _named(row[theirs], features[theirs]) for ours, theirs in columns.items()}
+    with ParquetFile(file) as table:
+        check_columns(file, table.schema_arrow.names, columns)
+        wanted = list(dict.fromkeys(columns.values()))
+        features = _features(table, wanted)
+        for batch in table.iter_batches(READ_ROWS, columns=wanted):
+            for row in batch.to_pylist():
+                yield {ours: _named(row[theirs], features[theirs]) for ours, theirs in columns.items()}
 
 
-def _features(file: Path) -> dict[str, Any]:
-    return dict(load_dataset("parquet", data_files=literal(file), split="train", streaming=True).features or {})
+def _features(table: ParquetFile, columns: Iterable[str]) -> dict[str, Any]:
+    """The types that `datasets` has for columns of a file, None for one that it does not know."""
+    schema = table.schema_arrow
+    features: dict[str, Any] = dict.fromkeys(columns)
+    for name in features:
+        with contextlib.suppress(ValueError, NotImplementedError):
+            features |= Features.from_arrow_schema(pyarrow.schema([schema.field(name)], schema.metadata))
+    return features
 
 
 def _item(feature: Any) -> Any:
@@ -343,22 +355,44 @@ def _named(value: Any, feature: Any) -> Any:
 def conll_rows(file: Path) -> Iterator[dict[str, list[str]]]:
     """`text` and `label` of the sentences between empty lines: a line's first column is a word, its last the tag.
 
+    Comments are left out: lines that begin with `#` and have another number of columns than the words' lines, or a last
+    one that is no word's tag.
+
     Raises:
-        TableError: a line has a word only.
+        TableError: a line has a word only, or more or fewer columns than the others; or the first column numbers the
+            words (CoNLL-U), so that it holds none.
     """
-    lines: list[list[str]] = []
     # Nothing else parts lines or words: a word may hold a no-break space.
-    for number, line in enumerate([*re.split(r"\r\n|\r|\n", read_text(file)), ""], 1):
-        cells = re.split("\t" if "\t" in line else " +", line.strip(" ")) if line.strip() else []
-        if len(cells) == 1:
-            raise TableError(
-                f"{file}, line {number}: {line[:40]!r} is no word with a tag; part them by a space or a tab."
-            )
-        if cells and cells[0] != "-DOCSTART-":  # which stands for a document's beginning
-            lines.append(cells)
-        elif lines:
-            yield {"text": [cells[0] for cells in lines], "label": [cells[-1] for cells in lines]}
-            lines = []
+    lines = [line.strip(" ") if line.strip() else "" for line in re.split(r"\r\n|\r|\n", read_text(file))]
+    rows = [re.split("\t" if "\t" in line else " +", line) if line else [] for line in lines]
+    full = [cells for cells in rows if cells and cells[0] != DOCUMENT]
+    full = [cells for cells in full if not cells[0].startswith("#")] or full
+    width = Counter(map(len, full)).most_common(1)[0][0] if full else 0
+    tags = {cells[-1] for cells in full}
+    words: list[list[str]] = []
+    for number, cells in enumerate([*rows, []], 1):
+        if cells and cells[0] != DOCUMENT:
+            if len(cells) == width > 1 and (cells[-1] in tags or not cells[0].startswith("#")):
+                words.append(cells)
+            elif not cells[0].startswith("#"):
+                raise TableError(_no_word(file, number, lines[number - 1], len(cells), width))
+        elif words:
+            if width == CONLL_U and [cells[0] for cells in words] == [str(i) for i in range(1, len(words) + 1)]:
+                raise TableError(
+                    f"{file}, line {number - 1}: the first column numbers the words, as in CoNLL-U. Write the word "
+                    "first and its tag last."
+                )
+            yield {"text": [cells[0] for cells in words], "label": [cells[-1] for cells in words]}
+            words = []
+
+
+def _no_word(file: Path, number: int, line: str, found: int, width: int) -> str:
+    if found == 1:
+        return f"{file}, line {number}: {line[:40]!r} is no word with a tag; part them by a space or a tab."
+    return (
+        f"{file}, line {number}: {line[:40]!r} has {found} columns, and most lines have {width}. Give each as many, "
+        "parted by tabs where a cell has blanks."
+    )
 
 
 def squad_rows(file: Path) -> list[dict[str, Any]] | None:

@@ -192,9 +192,12 @@ def encode_words(batch: Batch, cut: Cutter, width: int) -> Encoded:
     for piece, row in enumerate(whose):
         pieces[row].append(piece)
     for row, tags in enumerate(batch["label"]):
-        for start, tag in zip(starts[row], tags, strict=True):
-            found = [(piece, encoded.char_to_token(piece, start)) for piece in pieces[row]]
-            places = [(piece, token) for piece, token in found if token is not None]
+        for start, word, tag in zip(starts[row], batch["text"][row], tags, strict=True):
+            places: list[tuple[int, int]] = []
+            for place in range(start, start + len(word)):  # a tokenizer may drop a word's first characters
+                found = [(piece, encoded.char_to_token(piece, place)) for piece in pieces[row]]
+                if places := [(piece, token) for piece, token in found if token is not None]:
+                    break
             if places:
                 edges = pieces[row][0], pieces[row][-1]
                 piece, token = max(places, key=lambda place: _room(place, len(labels[place[0]]), edges))

@@ -70,7 +70,7 @@ def embed(options: Embed) -> Path:
     target = Path(options.output)
     parts = target.with_name(f"{target.name}.parts")
     _check(options, target)
-    inputs = Inputs(options.files, options.column, options.spans)
+    inputs = Inputs(options.files, options.column, options.spans, besides=(target, parts))
     total, content = inputs.survey()
     encoder = DocumentEncoder.load(
         options.folder, options.device, options.max_length, options.revision, options.prompt_name, options.dtype

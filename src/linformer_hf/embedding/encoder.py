@@ -31,7 +31,8 @@ POOLED_TOKENS = 65_536  # so many states, padding included, are pooled at a time
 # Where a sentence may end: behind the marks (also Arabic's and Hindi's) and the quotes or brackets closed there, if a
 # space follows; behind those of Chinese and Japanese, which need none; at an empty line.
 SENTENCE_END = re.compile(
-    r"(?P<spaced>[.!?\u2026\u061f\u0964]+[\"'\u201d\u2019\u00bb)\]}]*)(?=\s)"
+    # The lookbehind: a run of marks is looked at once, not from each of them.
+    r"(?P<spaced>(?<![.!?\u2026\u061f\u0964])[.!?\u2026\u061f\u0964]+[\"'\u201d\u2019\u00bb)\]}]*)(?=\s)"
     r"|[\u3002\uff01\uff1f\uff61]+[\u201d\u2019\u300d\u300f\uff09]*"
     r"|(?<=\S)\s*\n[^\S\n]*\n"
 )
@@ -136,8 +137,14 @@ class DocumentEncoder:
             batch_tokens: a batch has at most so many tokens with its padding, or one document. Documents of about equal
                 length are batched together, within some 8 batches' worth of text.
         """
-        for window in grouped(texts, self.size, BATCHES_AHEAD * batch_tokens):
-            yield from self._read(window, batch_tokens)
+        most = BATCHES_AHEAD * batch_tokens
+        for window in grouped(texts, self.size, most):
+            reads: list[Any] = [None] * len(window)
+            # The tokenizer pads all that it is given to the longest: one long text among thousands of short ones.
+            for rows in _batches([self.size(text) for text in window], most):
+                for row, read in zip(rows, self._read([window[row] for row in rows], batch_tokens), strict=True):
+                    reads[row] = read
+            yield from reads
 
     def cut(self, text: str) -> Read:
         """A text's tokens, all of them, without a pass and so without states: to find parts that are read alone."""

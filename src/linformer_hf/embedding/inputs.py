@@ -33,12 +33,19 @@ class Inputs:
         column: of the text, in all but text files.
         spans: of the spans of characters, lists of [start, end] (text in CSV, as JSON writes them); None: there are
             none.
+        besides: files and folders that are no inputs wherever they lie, such as what is made of these.
 
     Raises:
         FileNotFoundError, ConnectionError, ValueError: something given is not there, or is no file of a known type.
     """
 
-    def __init__(self, given: str | Path | Sequence[str | Path], column: str = "text", spans: str | None = None):
+    def __init__(
+        self,
+        given: str | Path | Sequence[str | Path],
+        column: str = "text",
+        spans: str | None = None,
+        besides: Sequence[Path] = (),
+    ):
         self.columns = {TEXT: column} | ({SPANS: spans} if spans is not None else {})
         self.sources: list[tuple[str, Any]] = []  # files, and data sets of the Hub
         for one in [given] if isinstance(given, str | Path) else given:
@@ -46,7 +53,12 @@ class Inputs:
             if name.startswith(HUB):
                 self.sources.append((name, load_hub(name.removeprefix(HUB), None, "train", None)))
             else:
-                self.sources += [(from_home(str(file)), file) for file in find_files(name)]
+                self.sources += [(from_home(str(file)), file) for file in find_files(name, besides)]
+        # What a folder and a glob both stand for is read once.
+        named = {
+            source.resolve() if isinstance(source, Path) else name: (name, source) for name, source in self.sources
+        }
+        self.sources = list(named.values())
         if not self.sources:
             raise FileNotFoundError("no files are given; give files, folders, globs, or hub:NAME.")
         texts = [name for name, source in self.sources if isinstance(source, Path) and tables.kind_of(source) == "text"]

@@ -26,10 +26,12 @@ from .grid import (
     Cell,
     Column,
     Over,
+    check_changes,
     check_grid,
     failures,
     finish,
     folder_name,
+    key_of,
     median_of,
     run_all,
     table,
@@ -68,8 +70,11 @@ class Comparison:
         if unknown := [name for name in self.overrides if name not in self.checkpoints]:
             names = ", ".join(self.checkpoints)
             raise ValueError(f"overrides: there is no checkpoint {unknown[0]!r}; there are {names}.")
+        settled = {"model.checkpoint": "checkpoints", "training.seed": "seeds", "training.output_dir": "output_dir"}
+        settled |= {"training.learning_rate": "learning_rates"} if self.learning_rates else {}
+        check_changes(chain.from_iterable([*self.recipes.values(), *self.overrides.values()]), settled)
         for change in chain.from_iterable(self.overrides.values()):
-            key = change.partition("=")[0]
+            key = key_of(change)
             if key.partition(".")[0] == "data" and key not in READING:
                 raise ValueError(
                     f"overrides: {change!r} would compare checkpoints on other rows. Of the section data only "

@@ -10,7 +10,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,22 @@ def check_grid(section: Any, needed: Sequence[str], names: Sequence[str]) -> Non
     if len(set(section.seeds)) < len(section.seeds):
         raise ValueError(f"a seed is given twice: {', '.join(map(str, section.seeds))}.")
     check_names(names)
+
+
+def check_changes(changes: Iterable[str], settled: Mapping[str, str]) -> None:
+    """Raise a ValueError for a `section.key=value` that would be overwritten.
+
+    Args:
+        settled: key -> what says its value.
+    """
+    for change in changes:
+        key = key_of(change)
+        if key in settled:
+            raise ValueError(f"{change!r} would have no effect, for {settled[key]} says {key}. Leave it out.")
+
+
+def key_of(change: str) -> str:
+    return change.partition("=")[0].strip()
 
 
 def measured(seeds: Seeds, metric: str) -> list[float] | None:

@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from .grid import (
     KEPT,
     TABLE_FILE,
     Cell,
+    check_changes,
     check_grid,
     failures,
     finish,
     folder_name,
+    key_of,
     measured,
     median_of,
     run_all,
@@ -81,6 +84,12 @@ class Sweep:
             raise ValueError(f"jobs and processes must be at least 1, got {self.jobs} and {self.processes}.")
         if self.start and self.scales:
             raise ValueError("scales change the model's shape, which start has once: leave one of them out.")
+        settled = {"training.seed": "seeds", "training.output_dir": "output_dir"}
+        settled |= {"model.checkpoint": "start"} if self.start else {}
+        check_changes(chain(self.overrides, *self.scales.values(), *self.cells.values()), settled)
+        for at in self.scales.values():
+            for name, own in self.cells.items():
+                check_changes(at, dict.fromkeys(map(key_of, own), f"the cell {name!r}"))
         check_grid(self, ("cells", "seeds"), [*self.changes, START] if self.start else [*self.changes])
 
     @property

@@ -325,6 +325,18 @@ def truncation(counts: Mapping[str, Any]) -> str:
     return f"max_length={counts['max_length']:,} cuts off the end of {', '.join(cut)}." if cut else ""
 
 
+def reading(content: Mapping[str, Any]) -> str:
+    """How long rows were read, where they were not read whole."""
+    counts, stride = content["data"], content["recipe"]["data"].get("stride")
+    if stride is None:
+        return truncation(counts)
+    return (
+        f"Rows were read in pieces of at most {counts['max_length']:,} tokens ({stride:,} of them shared with the "
+        f"piece in front) and judged whole, {counts['test_rows']:,} test rows in {counts['test_pieces']:,} pieces: of a "
+        "longer text, a pipeline that reads one such piece gives another answer."
+    )
+
+
 def report(run: Run, trainer: Trainer, task: LoadedTask, measured: dict[str, float]) -> dict[str, Any]:
     """Write results.json, curve.png and README.md; the first one's content."""
     metrics: dict[str, Any] = {}
@@ -372,7 +384,7 @@ def card(content: dict[str, Any], title: str, kind: Kind) -> dict[str, Any]:
             "steps."
         ),
         metrics=rows,
-        notes=f"The test rows were read once, after training. {truncation(content['data'])}".rstrip(),
+        notes=" ".join(filter(None, ["The test rows were read once, after training.", reading(content)])),
         limits=(
             "It has learned this task from these rows and no other. It has not been tested for bias or safety; do not "
             "use it for decisions about people."

@@ -31,6 +31,11 @@ _REFUSED = {
     "hub_token": "would be written into recipe.json and results.json; run `hf auth login`, or set HF_TOKEN, instead",
     "push_to_hub": "would send the folder before results and model card are in it; run `linformer-hf push FOLDER "
     "USER/NAME` when the run is finished",
+    "dataloader_drop_last": "would drop rows of the validation and test files too, and judge the model by the rest; "
+    "leave it out",
+    "prediction_loss_only": "would leave the run without its metrics; leave it out",
+    "batch_eval_metrics": "would ask for metrics batch by batch, which are no means of the rows'; leave it out",
+    "label_names": "would tell Trainer of other labels than the collator makes; names of classes are data.label_names",
 }
 
 
@@ -260,7 +265,7 @@ def _check_dataclass(value: Any, cls: type, where: str) -> None:
     for key, item in value.items():
         if key not in fields:
             raise RecipeError(f"unknown key {f'{where}.{key}'!r}. {_nearest(str(key), fields)}")
-        if key in _REFUSED and item not in (None, False):
+        if where.endswith("training") and key in _REFUSED and item not in (None, False):
             raise RecipeError(f"{where}.{key} {_REFUSED[key]}.")
         check_type(item, fields[key], f"{where}.{key}")
     for field in dataclasses.fields(cls):
