@@ -341,7 +341,7 @@ def test_rows_in_pieces_are_judged_as_rows(tuned, tmp_path):
     data, metrics = results_of(folder)["data"], results_of(folder)["metrics"]
     assert several
     assert data["test_pieces"] > metrics["test_rows"] == data["test_rows"] == 12
-    told = "pieces of at most 5 tokens (1 of them shared with the piece in front) and judged whole, 12 test rows in "
+    told = "pieces of at most 5 tokens (1 of them shared with the piece in front) and judged whole: 12 test rows in "
     assert f"{told}{data['test_pieces']} pieces" in (folder / "README.md").read_text(encoding="utf-8")
     assert metrics["test_subset_accuracy"] == pytest.approx(right / 12)
 
