@@ -35,7 +35,7 @@ reproduce: $(INSTALLED) $(MINILM)  ## the paper's figures and tables at a small 
 	$(VENV)/bin/linformer-hf reproduce --scale quick
 
 test: $(INSTALLED) $(SUITE) $(MINILM)  ## run the tests
-	@echo "== Testing: 25 to 35 minutes on two cores"
+	@echo "== Testing: 15 to 45 minutes on two cores"
 	$(VENV)/bin/pytest
 
 # What a user's own program reaches: the model in the package and as code from a folder, training, pushing, converting.

@@ -18,8 +18,8 @@ What differs from `BertConfig`:
 - `max_position_embeddings` is the true N: the longest input, and the number of columns of E and F.
 - `projected_length` (the paper's k), `projection_type`, `projection_sharing`, `projection_init` and the options
   of the windowed types. A combination in which an option would do nothing is refused, never ignored.
-- `gated_pool` and `local_window` are extensions of the paper, the former for encoders that were trained with full
-  attention (`projection_linformer.py` has the formulae).
+- Extensions of the paper (`projection_linformer.py` has the formulae): `gated_pool`, `dense_conv`, `local_window`,
+  `boundary_slots`, `log_count_bias`, `length_correction`, `original_max_position_embeddings`.
 - There is no decoder: a projection along the sequence mixes later tokens into every slot.
 """
 
@@ -105,10 +105,10 @@ class LinformerConfig(PreTrainedConfig):
         projection_type (`str`, defaults to `"linear"`):
             `linear`: learned E and F (equation 7). `fixed`: random E and F that are saved but never trained (the case
             of theorems 1 and 2). `mean_pool`, `max_pool`: windows over the real tokens. `conv`: depthwise convolution,
-            kernel = stride = N / K (the last three are the paper's "general projections", section 4). `dense_conv`: the
-            same with a matrix for each token of the window in place of a weight for each channel, so N / K x C^2
-            weights (x 2 for E and F, x layers). `gated_pool`, an extension: windows in which learned gates weigh the
-            tokens by their content, for each head.
+            kernel = stride = N / K (the last three are the paper's "general projections", section 4). `dense_conv`, an
+            extension: the same with a matrix for each token of the window in place of a weight for each channel, so N /
+            K x C^2 weights (x 2 for E and F, x layers). `gated_pool`, an extension: windows in which learned gates
+            weigh the tokens by their content, for each head.
         projection_sharing (`str`, *optional*):
             `none`: E and F for each head; `headwise`: E and F for each layer; `key_value`: E = F, one for each layer;
             `layerwise`: one E = F for the model. Unset means `layerwise` for the learned types. The pooled types have

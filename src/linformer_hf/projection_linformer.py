@@ -30,7 +30,7 @@ the tokens by their content, and the slot's logit gets the entropy of these weig
 
 For any p, q k' + bias is a lower bound of logsumexp_t(q k_t), what the window's tokens weigh together under full
 attention, and both it and v' are exact where p is the softmax of q k_t. So G = (W_K^T q)/sqrt(D) with the head's mean
-query q keeps what the average query attends to (`convert.py` starts it there); G = 0 is `mean_pool` with
+query q keeps what the average query attends to (`calibrate.py` sets it so); G = 0 is `mean_pool` with
 `log_count_bias`. p depends on the content, so this K' is no fixed linear map of X, and the theorems do not cover it.
 
 `dense_conv` maps each offset of a window by a matrix of its own, so that neighbours stay apart in different channels,

@@ -332,8 +332,8 @@ def reading(content: Mapping[str, Any]) -> str:
         return truncation(counts)
     return (
         f"Rows were read in pieces of at most {counts['max_length']:,} tokens ({stride:,} of them shared with the "
-        f"piece in front) and judged whole: {counts['test_rows']:,} test rows in {counts['test_pieces']:,} pieces. Of a "
-        "longer text a pipeline that reads one such piece gives another answer."
+        f"piece in front) and judged whole: {counts['test_rows']:,} test rows in {counts['test_pieces']:,} pieces. "
+        "Of a longer text a pipeline that reads one such piece gives another answer."
     )
 
 
