@@ -352,11 +352,10 @@ class LinformerProjection(nn.Module):
         # an offloaded one has none outside its forward pass.
         bias = states_of(hidden_states.new_zeros(1, 1, hidden_states.shape[-1]))
         projected = states_of(hidden_states) - bias  # the bias belongs after compression; [B, N, C]
+        heads = self.split_heads(tokens.to_front(projected))  # [B, H, N, D]
         if slot is None:
-            heads = self.split_heads(tokens.to_front(projected))  # [B, H, N, D]
             compressed = torch.matmul(self.columns(weight, heads.shape[2]), heads)  # [H, K, N] x [B, H, N, D]
         else:
-            heads = self.split_heads(tokens.to_front(projected))
             by_head = weight.unflatten(-1, heads.shape[1::2]).movedim(1, 0) if weight.dim() == 2 else weight
             compressed = self.convolve(heads, by_head)
         return compressed + bias.view(self.num_heads, 1, self.head_dim)

@@ -234,7 +234,9 @@ def ignore_padding(labels: torch.Tensor, attention_mask: torch.Tensor | None) ->
     """Labels [B, N] with -100 wherever there is no real token."""
     if attention_mask is None:
         return labels
-    return labels.long().masked_fill(attention_mask.to(labels.device) == 0, -100)  # uint8 holds no -100
+    if not labels.is_floating_point():  # which is refused later
+        labels = labels.long()  # uint8 holds no -100
+    return labels.masked_fill(attention_mask.to(labels.device) == 0, -100)
 
 
 def mean_loss(total: torch.Tensor, count: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None):

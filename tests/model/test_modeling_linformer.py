@@ -1156,6 +1156,21 @@ def test_bad_inputs_are_refused_with_value_limit_and_way_out(inputs, message):
         tiny_model()(**inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("head", [LinformerForTokenClassification, LinformerForQuestionAnswering])
+def test_labels_of_narrow_types_beside_padding(head, dtype):
+    model, mask = tiny_model(head).eval(), torch.ones(2, 12, dtype=torch.long)
+    mask[1, 7:] = 0
+    ids, labels = torch.randint(5, 40, (2, 12)), torch.randint(0, 2, (2, 12))
+
+    def loss(kind):
+        if head is LinformerForTokenClassification:
+            return model(ids, mask, labels=labels.to(kind)).loss
+        return model(ids, mask, start_positions=labels[:, 0].to(kind), end_positions=labels[:, 1].to(kind)).loss
+
+    assert torch.equal(loss(dtype), loss(torch.long))
+
+
 @pytest.mark.parametrize(
     ("head", "labels", "message"),
     [

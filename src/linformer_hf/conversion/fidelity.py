@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from transformers import PreTrainedTokenizerBase
 
 from ..attention_linformer import LinformerSelfAttention
-from ..data.masking import Masker
+from ..data.masking import IGNORE, Masker
 from ..modeling_linformer import (
     LinformerForMaskedLM,
     LinformerForMultipleChoice,
@@ -314,7 +314,7 @@ def masked(
     for ids in rows.values():
         for index, row in enumerate(ids):
             inputs, labels = (torch.from_numpy(each)[None] for each in masker(row.tolist(), 0, index))
-            hidden = labels[0] != -100
+            hidden = labels[0] != IGNORE
             windows = Windows.of(source, len(row))
             goal = windows.join(twin(windows.split(inputs)).logits)
             logits = {"source": goal[0, hidden], "student": student(inputs).logits[0, hidden]}

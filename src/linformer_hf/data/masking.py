@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerBase, TrainerCallback
 
 
-IGNORE = -100
+IGNORE = -100  # the label of a token that has none
 
 
 class Masker:

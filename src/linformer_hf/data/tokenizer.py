@@ -22,11 +22,11 @@ from transformers import (
 from ..utils import checksums
 from .cache import cache_folder, checksum, made_once
 from .documents import PretrainingData
+from .masking import IGNORE
 
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100  # the label of a token that has none
 BEYOND = 10**6  # where an answer lies that was cut off: the loss of every model passes over places beyond the row
 Batch = Mapping[str, list[Any]]
 Encoded = tuple[dict[str, Any], list[int], list[int]]  # columns, how many tokens each row lost, each piece's row
@@ -186,7 +186,7 @@ def encode_words(batch: Batch, cut: Cutter, width: int) -> Encoded:
     other tokens for a word alone. Where pieces overlap a word has its tag in one of them.
     """
     encoded, lost, whose = cut([" ".join(words) for words in batch["text"]])
-    labels = [[IGNORED] * len(ids) for ids in encoded["input_ids"]]
+    labels = [[IGNORE] * len(ids) for ids in encoded["input_ids"]]
     starts = [accumulate((len(word) + 1 for word in words[:-1]), initial=0) for words in batch["text"]]
     pieces: list[list[int]] = [[] for _ in batch["text"]]
     for piece, row in enumerate(whose):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 # What may stand behind the encoder: it computes with the states alone, and each vector from those of its own part.
 BEHIND = ("Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the first that a folder has, as `encode_document` takes it
 SINGLE_TOKEN = ("cls", "lasttoken")  # poolings that read one token, which stands for the whole input
 BATCHES_AHEAD, CHARACTERS_PER_TOKEN, MOST_AHEAD = 8, 4, 4096  # documents are sorted by length within so much text
 POOLED_TOKENS = 65_536  # so many states, padding included, are pooled at a time
@@ -353,7 +354,7 @@ def _prompt(model: "SentenceTransformer", name: str | None) -> str:
     """The prompt of documents, found as `encode_document` does."""
     if name is not None and name not in model.prompts:
         raise ValueError(f"the folder has no prompt {name!r}; it has {', '.join(model.prompts) or 'none'}.")
-    candidates = [name] if name else ["document", "passage", "corpus", model.default_prompt_name]
+    candidates = [name] if name else [*DOCUMENT_PROMPTS, model.default_prompt_name]
     return next((model.prompts[one] or "" for one in candidates if one in model.prompts), "")
 
 

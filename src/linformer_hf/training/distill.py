@@ -29,7 +29,7 @@ from ..conversion.sources import Source
 from ..conversion.texts import draw, text_rows
 from ..data.corpus import PreparedCorpus, prepare
 from ..data.documents import PretrainingData
-from ..data.masking import DrawnDataset, EpochCallback, MaskedDataset, Masker, pad_collate
+from ..data.masking import IGNORE, DrawnDataset, EpochCallback, MaskedDataset, Masker, pad_collate
 from ..hub import sentence_head
 from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM, LinformerForMultipleChoice, LinformerPreTrainedModel
@@ -226,7 +226,7 @@ def distillation_loss(
         if ours is None or theirs is None:
             continue
         if labels is not None:
-            ours, theirs = ours[labels != -100], theirs[labels != -100]
+            ours, theirs = ours[labels != IGNORE], theirs[labels != IGNORE]
         elif ours.dim() == 3:
             ours, theirs = ours[real], theirs[real]
         elif name != "logits":  # the answer's start or end is no padding

@@ -314,13 +314,10 @@ def _check(task: LoadedTask, section: FinetuneModel, arguments: TrainingArgument
 def truncation(counts: Mapping[str, Any]) -> str:
     """In one line: how many rows of which split lost how many tokens; nothing if none did."""
     cut = [
-        f"{counts[f'{split}_truncated_rows']:,} of {rows:,} {split.replace('_', ' ')} rows ({tokens:,} tokens)"
-        for split, rows, tokens in (
-            (name.removesuffix("_rows"), counts[name], counts[name.replace("_rows", "_truncated_tokens")])
-            for name in counts
-            if name.endswith("_rows") and not name.endswith("_truncated_rows")
-        )
-        if tokens
+        f"{counts[f'{split}_truncated_rows']:,} of {counts[f'{split}_rows']:,} {split.replace('_', ' ')} rows "
+        f"({tokens:,} tokens)"
+        for name, tokens in counts.items()
+        if tokens and (split := name.removesuffix("_truncated_tokens")) != name
     ]
     return f"max_length={counts['max_length']:,} cuts off the end of {', '.join(cut)}." if cut else ""
 

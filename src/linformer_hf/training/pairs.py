@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments
 
 from ..data.metrics import METRICS
 from ..data.tasks import OF_VECTORS, LoadedTask
-from ..embedding.encoder import check_weights
+from ..embedding.encoder import DOCUMENT_PROMPTS, check_weights
 from ..hub import sentence_head
 from ..utils.files import loading
 from ..utils.recipe import Recipe
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the first that a folder has, as `encode_document` takes it
 ORDER = ("text", "pair", "negative", "label")
 MOST_SCORES = 10**8  # cosines that are held at a time when every anchor looks for its positive
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from ..configuration_linformer import LinformerConfig, checked
 from ..data.corpus import PreparedCorpus, StreamedRows, prepare
 from ..data.documents import PretrainingData
-from ..data.masking import EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
+from ..data.masking import IGNORE, EpochCallback, MaskedDataset, MaskedStream, Masker, pad_collate, unigram_baseline
 from ..data.tokenizer import load_tokenizer, stored
 from ..hub.card import CardMetadata, metadata_of
 from ..modeling_linformer import LinformerForMaskedLM
@@ -71,7 +71,7 @@ def keep_predictions(logits: Any, labels: Any) -> Any:
 
 def masked_accuracy(prediction: Any) -> dict[str, float]:
     """Share of masked tokens that are predicted exactly, and how many there were."""
-    masked = prediction.label_ids != -100
+    masked = prediction.label_ids != IGNORE
     hits = prediction.predictions[masked] == prediction.label_ids[masked]
     return {"masked_accuracy": float(np.mean(hits)) if hits.size else float("nan"), "masked_tokens": int(hits.size)}
 
