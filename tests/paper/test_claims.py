@@ -74,7 +74,15 @@ def test_a_quarter_is_compared_with_full_attention_at_the_same_n():
     assert "K = 32, N = 128: +1.8 %" in judge_sweep(quarter).measured
 
 
-@pytest.mark.parametrize("model", [{"kind": "dense_conv"}, {"window": 5}, {"k": 31, "kind": "dense_conv", "window": 5}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"kind": "dense_conv"},
+        {"window": 5},
+        {"k": [16, 48], "kind": "gated_pool", "sharing": None, "window": 5},
+        {"k": 31, "kind": "dense_conv", "window": 5},
+    ],
+)
 def test_of_our_forms_at_a_quarter_the_best_is_judged(model):
     rule = claims.quarter_of_ours
     assert judge_sweep(rule).verdict == UNSEEN  # the paper's form is none of them

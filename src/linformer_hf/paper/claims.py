@@ -136,7 +136,8 @@ def quarter(cells: list[Kind]) -> Pairs:
 
 
 @claim(
-    "From random weights K = N / 4 is on par: a dense convolution, or a band of single tokens among the K",
+    "From random weights K = N / 4 is on par: a dense convolution, or a band of single tokens among the K; "
+    "of several K their mean",
     "ours: extensions of the paper's section 4",
     f"{_CLOSE}; of all such cells the best is judged",
     SWEEP,
@@ -149,12 +150,13 @@ def quarter_of_ours(evidence: Evidence) -> Iterator[Seen]:
 
 
 def _extended(cells: list[Kind]) -> Pairs:
-    """Slots of one size must divide N, so with a band K may be a little below N / 4."""
+    """Slots of one size must divide N, so with a band K may be a little below N / 4. Of several K the mean counts."""
     full = next((cell for cell in cells if cell.k == cell.n), None)
     for cell in cells if full else ():
         ours = cell.type.startswith("dense_conv") or BAND.format("") in cell.type
-        if full and ours and cell.n == full.n and isinstance(cell.k, int) and 0.85 * full.n <= 4 * cell.k <= full.n:
-            yield cell, full, f"{cell.type}, K = {cell.k}, N = {cell.n}"
+        lengths = cell.k if isinstance(cell.k, list) else [cell.k]
+        if full and ours and cell.n == full.n and 0.85 * full.n <= 4 * mean(lengths) <= full.n:
+            yield cell, full, f"{cell.type}, K = {', '.join(map(str, lengths))}, N = {cell.n}"
 
 
 def _place(seen: Seen) -> int:
