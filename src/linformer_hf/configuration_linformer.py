@@ -121,6 +121,8 @@ class LinformerConfig(PreTrainedConfig):
             For convolutions the fan is the kernel: of `conv` N(0, K/N), xavier over the kernel, K/N. Unset means
             `normal` for the learned types. Of `gated_pool` the start of the gates: `mean_pool` (unset), gates of 0, or
             `normal`, N(0, 4/C), so that each head picks nearly single tokens by their content, which pretraining wants.
+            It stays with the weights: `linear` that began as `mean_pool` or `offsets` shuts slots which a short input
+            does not reach.
         freeze_projection (`bool`, defaults to `False`):
             Keep E and F (or the gates) as they are (stored as buffers under the same names).
         log_count_bias (`bool`, defaults to `False`):
