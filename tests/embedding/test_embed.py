@@ -281,7 +281,7 @@ def test_another_run_does_not_go_on_with_it(half, folder, model, texts, tmp_path
         ((folder(pooling="max"), texts), {}, "model"),
         ((model, other), {}, "inputs"),
         ((model, texts), {"pieces": 4}, "pieces"),
-        ((model, texts), {"max_length": 20}, "model"),
+        ((model, texts), {"max_length": 20}, "model, max_length"),
     ):
         with pytest.raises(ValueError, match=rf"beginning of another run: {different} differ\. Give the command that"):
             embed(*given, half, **PARTS, **options)

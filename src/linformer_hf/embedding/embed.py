@@ -80,7 +80,8 @@ def embed(options: Embed) -> Path:
     elif _cuts(options):
         encoder.check_parts()
     asked = {name: getattr(options, name) for name in ASKED} | ({"alone": True} if options.alone else {})
-    plan = record({"format": FORMAT, "model": encoder.fingerprint(), "inputs": content, **asked})
+    made_by = {"model": encoder.fingerprint(), "max_length": encoder.length}  # of both, for what is told to differ
+    plan = record({"format": FORMAT, **made_by, "inputs": content, **asked})
     if not target.exists():
         _claim(parts, plan)
         done = _fill(parts, inputs, total, encoder, options)
