@@ -54,11 +54,10 @@ class Inputs:
                 self.sources.append((name, load_hub(name.removeprefix(HUB), None, "train", None)))
             else:
                 self.sources += [(from_home(str(file)), file) for file in find_files(name, besides)]
-        # What a folder and a glob both stand for is read once.
-        named = {
-            source.resolve() if isinstance(source, Path) else name: (name, source) for name, source in self.sources
-        }
-        self.sources = list(named.values())
+        once: dict[Any, tuple[str, Any]] = {}  # a folder and a glob may both stand for a file
+        for name, source in self.sources:
+            once.setdefault(source.resolve() if isinstance(source, Path) else name, (name, source))
+        self.sources = list(once.values())
         if not self.sources:
             raise FileNotFoundError("no files are given; give files, folders, globs, or hub:NAME.")
         texts = [name for name, source in self.sources if isinstance(source, Path) and tables.kind_of(source) == "text"]
