@@ -895,8 +895,9 @@ class LinformerForQuestionAnswering(LinformerPreTrainedModel):
                 ("end_positions", end_logits, end_positions),
             ):
                 check_shape(name, positions, (rows,), (rows, 1))
+                positions = positions.long()  # uint8 holds no length of 300
                 check_range(name, positions.clamp(max=length - 1), length, "the input")
-                positions = positions.flatten().long().to(scores.device).clamp(max=length)
+                positions = positions.flatten().to(scores.device).clamp(max=length)
                 if attention_mask is not None:
                     there = attention_mask.gather(1, positions.clamp(max=length - 1)[:, None])[:, 0]
                     positions = positions.masked_fill(there == 0, length)

@@ -88,6 +88,15 @@ def test_comments_of_conll_are_no_words(tmp_path, text):
 def test_a_number_sign_may_be_a_word(tmp_path):
     (tmp_path / "rows.conll").write_text("# O\n#one B\n\n# O\n", encoding="utf-8")
     assert [row["text"] for row in tables.conll_rows(tmp_path / "rows.conll")] == [["#", "#one"], ["#"]]
+    for text, words in (
+        ("so D\n#fail HT\ntoday N\n", ["so", "#fail", "today"]),
+        ("#fail HT\ntoday N\n", ["#fail", "today"]),
+        ("a\tD\n#\tSYM\nb\tD\n", ["a", "#", "b"]),
+        ("#\tSYM\nb\tD\n", ["#", "b"]),
+        ("a D\n# SYM\n", ["a", "#"]),
+    ):
+        (tmp_path / "rows.conll").write_text(text, encoding="utf-8")
+        assert [row["text"] for row in tables.conll_rows(tmp_path / "rows.conll")] == [words]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +135,9 @@ def test_parquet_without_rows_and_with_columns_of_other_types(tmp_path):
     pq.write_table(table, file)
     assert list(tables.read_rows(file, {"x": "text", "y": "c"})) == [{"x": "one", "y": "a"}, {"x": None, "y": "b"}]
     assert tables.features_of(file)["m"] is None
+    pq.write_table(pa.table([pa.array(["x"])] * 3, names=["text", "more", "more"]), file)
+    assert tables.features_of(file)["more"] is None
+    assert list(tables.read_rows(file, {"x": "text"})) == [{"x": "x"}]
     pq.write_table(table.slice(0, 0), file)
     assert list(tables.read_rows(file, {"x": "text"})) == []
     pq.write_table(pa.table({"text": [f"{i}" for i in range(2500)]}), file, row_group_size=700)

@@ -1159,9 +1159,10 @@ def test_bad_inputs_are_refused_with_value_limit_and_way_out(inputs, message):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
 @pytest.mark.parametrize("head", [LinformerForTokenClassification, LinformerForQuestionAnswering])
 def test_labels_of_narrow_types_beside_padding(head, dtype):
-    model, mask = tiny_model(head).eval(), torch.ones(2, 12, dtype=torch.long)
+    model = tiny_model(head, max_position_embeddings=300).eval()
+    mask = torch.ones(2, 300, dtype=torch.long)  # more than uint8 holds
     mask[1, 7:] = 0
-    ids, labels = torch.randint(5, 40, (2, 12)), torch.randint(0, 2, (2, 12))
+    ids, labels = torch.randint(5, 40, (2, 300)), torch.randint(0, 2, (2, 300))
 
     def loss(kind):
         if head is LinformerForTokenClassification:

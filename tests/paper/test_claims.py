@@ -91,6 +91,9 @@ def test_of_our_forms_at_a_quarter_the_best_is_judged(model):
     assert far.verdict == FAILS
     assert ("with a band of 15" in far.measured) == ("window" in model)
     assert judge_sweep(rule, cell=(FAR, model), best=(PLAIN[0], {"kind": "dense_conv"})).verdict == HOLDS
+    level = ([10.0, 11.0, 12.0], {"kind": "dense_conv"})
+    assert ": +0.0 %" in judge_sweep(rule, cell=(PLAIN[0], model), best=level).measured
+    assert ": +0.0 %" in judge_sweep(rule, best=level, cell=(PLAIN[0], model)).measured
     assert judge_sweep(rule, cell=(PLAIN[0], {**model, "k": 64})).verdict == UNSEEN  # not a quarter
     assert judge_sweep(rule, cell=(PLAIN[0], {**model, "n": 256})).verdict == UNSEEN  # no full attention at this N
 

@@ -132,12 +132,19 @@ def test_a_scale_that_is_wrong_is_refused_before_the_first_run(place):
     [
         ("sweep.overrides=[training.seed=9]", "'training.seed=9' would have no effect, for seeds says training.seed"),
         ("sweep.cells={a: [' training.output_dir=x']}", "for output_dir says training.output_dir"),
-        ("sweep.scales={s: [model.projected_length=4]}", "for the cell 'K = 16' says model.projected_length"),
+        ("sweep.cells={a: [' training.seed=9']}", "for seeds says training.seed"),
     ],
 )
 def test_what_would_be_overwritten_is_refused(place, change, reason):
     with pytest.raises(RecipeError, match=reason):
         read_recipe(place / "r.yaml", [change])
+
+
+def test_what_every_cell_says_cannot_be_a_scale(place):
+    scales = "sweep.scales={s: [model.hidden_size=32]}"
+    with pytest.raises(RecipeError, match=r"for each cell says model\.hidden_size"):
+        read_recipe(place / "r.yaml", ["sweep.cells={a: [model.hidden_size=48], b: [model.hidden_size=16]}", scales])
+    read_recipe(place / "r.yaml", ["sweep.cells={a: [model.hidden_size=48], b: []}", scales])
 
 
 def test_a_start_has_one_shape_and_scales_have_several(place):

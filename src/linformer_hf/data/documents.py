@@ -270,7 +270,8 @@ def find_files(path: str, besides: Sequence[Path] = ()) -> list[Path]:
         pattern = str(given.relative_to(given.anchor)) if given.anchor else str(given)
         files = [file for file in anchor.glob(pattern) if file.is_file()]
     left_out = {one.resolve() for one in besides}
-    files = [file for file in files if left_out.isdisjoint((file.resolve(), *file.resolve().parents))]
+    if left_out:
+        files = [file for file in files if left_out.isdisjoint((file.resolve(), *file.resolve().parents))]
     if not files:
         raise FileNotFoundError(f"no files at {path!r}; give a file, a folder with {_types()} files, or a glob.")
     kinds = {tables.kind_of(file) for file in files}

@@ -334,7 +334,7 @@ def _features(table: ParquetFile, columns: Iterable[str]) -> dict[str, Any]:
     schema = table.schema_arrow
     features: dict[str, Any] = dict.fromkeys(columns)
     for name in features:
-        with contextlib.suppress(ValueError, NotImplementedError):
+        with contextlib.suppress(ValueError, NotImplementedError, KeyError):  # the last: a name that stands there twice
             features |= Features.from_arrow_schema(pyarrow.schema([schema.field(name)], schema.metadata))
     return features
 
@@ -355,8 +355,8 @@ def _named(value: Any, feature: Any) -> Any:
 def conll_rows(file: Path) -> Iterator[dict[str, list[str]]]:
     """`text` and `label` of the sentences between empty lines: a line's first column is a word, its last the tag.
 
-    Comments are left out: lines that begin with `#` and have another number of columns than the words' lines, or a last
-    one that is no word's tag.
+    Comments are left out: lines that begin with `#` and have another number of columns than the words' lines; and, in
+    front of a sentence, such as begin with `# ` and end in what is no word's tag.
 
     Raises:
         TableError: a line has a word only, or more or fewer columns than the others; or the first column numbers the
@@ -370,9 +370,10 @@ def conll_rows(file: Path) -> Iterator[dict[str, list[str]]]:
     width = Counter(map(len, full)).most_common(1)[0][0] if full else 0
     tags = {cells[-1] for cells in full}
     words: list[list[str]] = []
+    comment = re.compile(r"# [^\t]*$")
     for number, cells in enumerate([*rows, []], 1):
         if cells and cells[0] != DOCUMENT:
-            if len(cells) == width > 1 and (cells[-1] in tags or not cells[0].startswith("#")):
+            if len(cells) == width > 1 and (words or cells[-1] in tags or not comment.match(lines[number - 1])):
                 words.append(cells)
             elif not cells[0].startswith("#"):
                 raise TableError(_no_word(file, number, lines[number - 1], len(cells), width))

@@ -360,13 +360,15 @@ def _prompt(model: "SentenceTransformer", name: str | None) -> str:
 
 def positions_of(model: nn.Module) -> int | None:
     """How many tokens a model of transformers has positions for; None where positions are relative."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    most = most if isinstance(most, int) and most > 0 else None
     for module in model.modules():
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, nn.Embedding):
             padding = getattr(module, "padding_idx", None)  # RoBERTa and its kin count from behind it
-            return table.num_embeddings - (padding + 1 if isinstance(padding, int) else 0)
-    most = getattr(model.config, "max_position_embeddings", None)
-    return most if isinstance(most, int) and most > 0 else None
+            rows = table.num_embeddings - (padding + 1 if isinstance(padding, int) else 0)
+            return min(rows, most or rows)  # Nyströmformer has rows that it never reads
+    return most
 
 
 def _check_modules(model: "SentenceTransformer") -> None:

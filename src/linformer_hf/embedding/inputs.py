@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ class Inputs:
                 self.sources += [(from_home(str(file)), file) for file in find_files(name, besides)]
         once: dict[Any, tuple[str, Any]] = {}  # a folder and a glob may both stand for a file
         for name, source in self.sources:
-            once.setdefault(source.resolve() if isinstance(source, Path) else name, (name, source))
+            once.setdefault(os.path.abspath(source) if isinstance(source, Path) else name, (name, source))
         self.sources = list(once.values())
         if not self.sources:
             raise FileNotFoundError("no files are given; give files, folders, globs, or hub:NAME.")

@@ -30,7 +30,9 @@ from .verdicts import (
     Kind,
     Seen,
     claim,
+    kinds,
     main_kinds,
+    mean_over,
     of_each,
     over_sweeps,
     together,
@@ -145,8 +147,10 @@ def quarter(cells: list[Kind]) -> Pairs:
 )
 def quarter_of_ours(evidence: Evidence) -> Iterator[Seen]:
     for found in evidence["sweep"]:
-        if best := min(over_sweeps(_extended)({"sweep": [found]}), key=_place, default=None):
-            yield best
+        over = [mean_over(found, cell, full) for cell, full, _ in _extended(kinds(found))]
+        seen = list(over_sweeps(_extended)({"sweep": [found]}))
+        if seen:
+            yield min(zip(map(_place, seen), over, seen, strict=True))[2]
 
 
 def _extended(cells: list[Kind]) -> Pairs:

@@ -87,9 +87,8 @@ class Sweep:
         settled = {"training.seed": "seeds", "training.output_dir": "output_dir"}
         settled |= {"model.checkpoint": "start"} if self.start else {}
         check_changes(chain(self.overrides, *self.scales.values(), *self.cells.values()), settled)
-        for at in self.scales.values():
-            for name, own in self.cells.items():
-                check_changes(at, dict.fromkeys(map(key_of, own), f"the cell {name!r}"))
+        by_all = set.intersection(*(set(map(key_of, own)) for own in self.cells.values())) if self.cells else set()
+        check_changes(chain(*self.scales.values()), dict.fromkeys(by_all, "each cell"))
         check_grid(self, ("cells", "seeds"), [*self.changes, START] if self.start else [*self.changes])
 
     @property

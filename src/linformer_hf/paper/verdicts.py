@@ -1,5 +1,6 @@
 """What the claims of `claims.py` are made of: verdicts, findings, and comparisons of a sweep's cells seed by seed."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from ..configuration_linformer import LEARNED_TYPES
+from .grid import measured
 
 
 HOLDS, FAILS, UNSEEN = "holds", "does not hold", "cannot be seen at this scale"
@@ -138,6 +140,12 @@ def compare_cells(sweep: dict[str, Any], one: Kind, other: Kind, both_sides: boo
     if falling > SETTLED:
         return UNSEEN, f"{words}, perplexity still falling by {falling:.0%}"
     return of_each([ratio <= 1 + CLOSE and (not both_sides or ratio >= 1 / (1 + CLOSE)) for ratio in ratios]), words
+
+
+def mean_over(sweep: dict[str, Any], one: Kind, other: Kind) -> float:
+    """The mean perplexity of `one` over that of `other`; infinite where a seed of either failed."""
+    found = [measured(sweep["cells"][kind.name], PERPLEXITY) for kind in (one, other)]
+    return mean(found[0]) / mean(found[1]) if found[0] and found[1] else math.inf
 
 
 def over_sweeps(
