@@ -77,7 +77,7 @@ RECIPES = {
         "compare": {
             "output_dir": "HOME/out/compare",
             "checkpoints": {"ours": "HOME/out/convert"},
-            "recipes": {"HOME/finetune.yaml": ["training.seed=1"]},
+            "recipes": {"HOME/finetune.yaml": ["training.weight_decay=0.1"]},
             "seeds": [1],
         }
     },
