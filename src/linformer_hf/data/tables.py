@@ -28,7 +28,7 @@ from pyarrow.parquet import ParquetFile
 
 FILE_TYPES = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SEPARATORS = (",", ";", "\t", "|")
-READ_ROWS = 1000
+READ_ROWS = 1000  # of Parquet and of data sets in memory, at a time
 CONLL_U = 10  # columns
 DOCUMENT = "-DOCSTART-"  # a line of CoNLL that stands for a document's beginning
 HEAD = 1000  # rows of JSON that tell which columns there are: each may lack some
@@ -112,7 +112,7 @@ def class_names(features: Mapping[str, Any], column: str) -> list[str] | None:
 def rows_of(table: Dataset, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """As `read_rows`, of a data set in memory."""
     wanted = list(dict.fromkeys(columns.values()))
-    for batch in table.select_columns(wanted).iter(1000):
+    for batch in table.select_columns(wanted).iter(READ_ROWS):
         for cells in zip(*(batch[name] for name in wanted), strict=True):
             row = dict(zip(wanted, cells, strict=True))
             yield {ours: _named(row[theirs], table.features[theirs]) for ours, theirs in columns.items()}

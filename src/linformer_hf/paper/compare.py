@@ -70,7 +70,7 @@ class Comparison:
         if unknown := [name for name in self.overrides if name not in self.checkpoints]:
             names = ", ".join(self.checkpoints)
             raise ValueError(f"overrides: there is no checkpoint {unknown[0]!r}; there are {names}.")
-        settled = {"model.checkpoint": "checkpoints", "training.seed": "seeds", "training.output_dir": "output_dir"}
+        settled = {"model.checkpoint": "checkpoints"}
         settled |= {"training.learning_rate": "learning_rates"} if self.learning_rates else {}
         check_changes(chain.from_iterable([*self.recipes.values(), *self.overrides.values()]), settled)
         for change in chain.from_iterable(self.overrides.values()):

@@ -229,8 +229,9 @@ def check_changes(changes: Iterable[str], settled: Mapping[str, str]) -> None:
     """Raise a ValueError for a `section.key=value` that would be overwritten.
 
     Args:
-        settled: key -> what says its value.
+        settled: key -> what says its value, beside the seeds and folders that every grid says.
     """
+    settled = {"training.seed": "seeds", "training.output_dir": "output_dir", **settled}
     for change in changes:
         key = key_of(change)
         if key in settled:

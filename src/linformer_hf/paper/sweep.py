@@ -84,9 +84,7 @@ class Sweep:
             raise ValueError(f"jobs and processes must be at least 1, got {self.jobs} and {self.processes}.")
         if self.start and self.scales:
             raise ValueError("scales change the model's shape, which start has once: leave one of them out.")
-        settled = {"training.seed": "seeds", "training.output_dir": "output_dir"}
-        settled |= {"model.checkpoint": "start"} if self.start else {}
-        check_changes(chain(self.overrides, *self.scales.values(), *self.cells.values()), settled)
+        check_changes(chain(self.overrides, *self.cells.values()), {"model.checkpoint": "start"} if self.start else {})
         by_all = set.intersection(*(set(map(key_of, own)) for own in self.cells.values())) if self.cells else set()
         check_changes(chain(*self.scales.values()), dict.fromkeys(by_all, "each cell"))
         check_grid(self, ("cells", "seeds"), [*self.changes, START] if self.start else [*self.changes])
