@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -9,6 +10,7 @@ from linformer_hf import cli
 from linformer_hf.paper import compare as verb
 from linformer_hf.paper import grid as cells
 from linformer_hf.paper.compare import Comparison, read_recipe, render, task_of
+from linformer_hf.training.finetune import read_recipe as read_finetune
 from linformer_hf.utils.recipe import RecipeError
 
 
@@ -105,11 +107,13 @@ def test_finished_cells_are_not_run_again_and_unfinished_ones_are(ran, place, mo
     assert (ran / "results.json").read_bytes() == before
 
 
-def test_an_unfinished_cell_is_begun_anew(ran, place, monkeypatch):
+def test_an_unfinished_cell_without_a_checkpoint_is_begun_anew(ran, place, monkeypatch):
     cell = ran / "files" / "source" / "lr-0.01" / "seed-3"
     kept = (cell / "results.json").read_bytes()
     (cell / "results.json").unlink()
     (cell / "left over").touch()
+    (checkpoint,) = cell.glob("checkpoint-*")
+    shutil.rmtree(checkpoint)
 
     monkeypatch.setattr(cells.Children, "wait_for", lambda self, start: 1)
     with pytest.raises(ValueError, match=r"2 cells failed: files, source \(seed 3\), files, source"):
@@ -122,6 +126,43 @@ def test_an_unfinished_cell_is_begun_anew(ran, place, monkeypatch):
     assert content["tasks"]["files"]["source"]["seeds"]["3"] == {"failed": True}
     cell.mkdir(parents=True, exist_ok=True)
     (cell / "results.json").write_bytes(kept)
+
+
+def test_an_interrupted_cell_goes_on_from_its_checkpoint(place, tmp_path, monkeypatch):
+    changes = [f"compare.output_dir={tmp_path}", "compare.seeds=[3]", "compare.learning_rates=[]"]
+    saving = "[training.disable_tqdm=true, training.save_strategy=steps, training.save_steps=1]"
+    changes.append(f"compare.recipes={{{place / 'task.yaml'}: {saving}}}")
+    begun = []
+    start = cells.Cell.start
+
+    def noted(self, threads, children, resume=False):
+        begun.append((self.folder, resume))
+        return start(self, threads, children, resume)
+
+    monkeypatch.setattr(cells.Cell, "start", noted)
+    verb.compare(place / "r.yaml", changes)
+    once = (tmp_path / "results.json").read_bytes()
+    assert {resume for _, resume in begun} == {False}
+    (folder, _), (other, _) = begun
+    begun.clear()
+    for cell in (folder, other):
+        (cell / "results.json").unlink()
+        shutil.rmtree(cell / "checkpoint-2")
+    (other / "checkpoint-1" / "model.safetensors").unlink()  # nothing to go on from
+    verb.compare(place / "r.yaml", changes)
+    assert dict(begun) == {folder: True, other: False}
+    log = folder.with_name(f"{folder.name}.log").read_text(encoding="utf-8")
+    assert "Resuming from" in log
+    before, after = (
+        {name: cell["seeds"]["3"]["metrics"] for name, cell in json.loads(content)["tasks"]["files"].items()}
+        for content in (once, (tmp_path / "results.json").read_bytes())
+    )
+    assert after == before
+
+    own = [*saving.strip("[]").split(", "), "training.seed=3"]
+    for change, same in ((), True), (("training.max_steps=3",), False):
+        cell = cells.Cell("finetune", read_finetune, str(place / "task.yaml"), folder, [*own, *change])
+        assert cell.can_go_on() is same
 
 
 def test_a_cell_of_another_recipe_is_refused(ran, place, capsys):

@@ -1,12 +1,14 @@
 """What ends a training, on a trainer of which only the parts that are looked at exist."""
 
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from linformer_hf.training.callbacks import AlreadyTrained, Watch
+from linformer_hf.training.callbacks import NAME, AlreadyTrained, Watch
+from linformer_hf.utils.runs import Run
 
 
 class Words:
@@ -23,11 +25,11 @@ def trainer():
 
 
 def watch_of(trainer, check=True):
-    return Watch(trainer, lambda: None, check)
+    return Watch(trainer, Run("pretrain", {}, Path("run")), lambda: None, check)
 
 
 def state(step=3, most=9, epoch=0.5):
-    return SimpleNamespace(global_step=step, max_steps=most, epoch=epoch)
+    return SimpleNamespace(global_step=step, max_steps=most, epoch=epoch, stateful_callbacks={})
 
 
 def control():
@@ -104,3 +106,22 @@ def test_a_checkpoint_of_the_last_step_is_not_trained_on(trainer):
     watch.on_step_begin(ALONE, state(8), control())
     with pytest.raises(AlreadyTrained):
         watch.on_step_begin(ALONE, state(9), control())
+
+
+def test_a_checkpoint_says_what_a_run_took_and_skipped_and_the_next_goes_on_from_there(trainer):
+    first, told = watch_of(trainer), state()
+    first.on_train_begin(ALONE, told, control())
+    first.skipped, first.run.started = 2, first.run.started - 50
+    first.began -= 30
+    asked = control()
+    asked.should_save = True
+    first.on_step_end(ALONE, told, asked, model=torch.nn.Linear(1, 1))
+    assert told.stateful_callbacks[NAME]["seconds"] == pytest.approx(30, abs=5)
+
+    second = watch_of(trainer)
+    second.on_train_begin(ALONE, told, control())
+    assert (second.skipped, second.untimed) == (2, 3)  # its own first three steps had come from elsewhere
+    second.began -= 10
+    second.on_epoch_end(ALONE, told, asked)
+    noted = told.stateful_callbacks[NAME]
+    assert (noted["seconds"], noted["wall_seconds"]) == (pytest.approx(40, abs=5), pytest.approx(50, abs=5))

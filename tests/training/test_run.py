@@ -32,6 +32,7 @@ from linformer_hf import LinformerForMaskedLM, LinformerForSequenceClassificatio
 from linformer_hf.data.corpus import prepare
 from linformer_hf.data.masking import MaskedDataset, Masker
 from linformer_hf.hub.card import model_card
+from linformer_hf.training import callbacks
 from linformer_hf.training.finetune import finetune
 from linformer_hf.training.pretrain import pretrain, read_recipe
 
@@ -394,10 +395,24 @@ def test_pretraining_resumes_exactly(pretraining, pretrained, interrupt, resumed
     assert_same_run(resumed(pretrain, pretraining, overrides, 4), pretrained)
     once, again = results_of(pretrained), results_of(tmp_path / "run")
     assert once["tokens_per_second"] * once["train_seconds"] == pytest.approx(once["trained_tokens"])
-    # The seconds of the first 8 steps are not known.
-    step = once["recipe"]["training"]["per_device_train_batch_size"] * N
-    timed = again["trained_tokens"] - 8 * step
-    assert again["tokens_per_second"] * again["train_seconds"] == pytest.approx(timed)
+    # The interrupted run's seconds up to its checkpoint count with its steps.
+    assert again["tokens_per_second"] * again["train_seconds"] == pytest.approx(again["trained_tokens"])
+    assert again["train_seconds"] < again["wall_seconds"]
+
+
+def test_seconds_that_a_checkpoint_does_not_say_are_not_guessed(pretraining, interrupt, tmp_path):
+    overrides = [f"training.output_dir={tmp_path / 'run'}"]
+    interrupt(lambda: pretrain(pretraining, overrides), 9, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint-8"
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    noted = state["stateful_callbacks"].pop(callbacks.NAME)  # an earlier version wrote none
+    assert 0 < noted["seconds"] < noted["wall_seconds"]
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    (checkpoint / "checksums.json").unlink()
+    found = results_of(pretrain(pretraining, overrides, resume=True))
+    step = found["recipe"]["training"]["per_device_train_batch_size"] * N
+    timed = found["trained_tokens"] - 8 * step
+    assert found["tokens_per_second"] * found["train_seconds"] == pytest.approx(timed)
 
 
 def test_pretraining_resumes_within_a_stage(pretraining, pretrained, interrupt, resumed, tmp_path):

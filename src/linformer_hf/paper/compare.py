@@ -2,9 +2,10 @@
 
 A recipe has one section, `compare` (Comparison). Every cell is a run of `linformer-hf finetune` in a process of its own
 (so its memory is its own), in `output_dir/<task>/<checkpoint>/<learning rate>/<seed>`. A cell that is finished is not
-run again; one that was interrupted is begun anew; one that fails is shown as failed, and no mean is taken over the rest
-of its seeds. Where several learning rates are given, each is tried with the first seed, and the one that is best by the
-first metric on validation rows is used; the test rows have no part in the choice.
+run again; one that was interrupted goes on from its last checkpoint or, without one, is begun anew; one that fails is
+shown as failed, and no mean is taken over the rest of its seeds. Where several learning rates are given, each is tried
+with the first seed, and the one that is best by the first metric on validation rows is used; the test rows have no part
+in the choice.
 """
 
 from collections.abc import Callable, Sequence

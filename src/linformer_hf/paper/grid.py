@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..training.checkpoints import last_whole_checkpoint
+from ..training.run import STAGE_FILE
 from ..utils.files import RECIPE_FILE, RESULTS_FILE, read_json
 from ..utils.processes import PARENT, Children, sigterm_raises
 from ..utils.recipe import Recipe, same_recipe
@@ -107,8 +109,7 @@ class Cell:
         if not path.exists():
             return None
         content = read_json(path, f"Delete {self.folder}, and the same command makes it again.")
-        overrides = [*self.overrides, f"training.output_dir={self.folder}"]
-        if not same_recipe(content.get("recipe"), self.read(self.recipe, overrides).raw):
+        if not same_recipe(content.get("recipe"), self.asked()):
             raise ValueError(
                 f"{self.folder} holds a run of another recipe. Choose another output_dir, or delete that run."
             )
@@ -130,13 +131,17 @@ class Cell:
         done = self.finished()
         if done is not None:
             return done
+        going_on = False
         if self.folder.exists() and any(self.folder.iterdir()):
             # Its name within it: a run that was killed very early has the file beside its place.
             if not any(RECIPE_FILE in path.name for path in self.folder.iterdir()):
                 raise ValueError(f"{self.folder} holds something that is no run; choose another output_dir.")
-            logger.warning("%s holds an unfinished run: it is begun anew.", self.folder)
-            _remove_run(self.folder)
-        if self.start(threads, children):
+            going_on = self.can_go_on()
+            how = "goes on from its last checkpoint" if going_on else "is begun anew, for it has no whole checkpoint of this recipe"
+            logger.warning("%s holds an unfinished run: it %s.", self.folder, how)
+            if not going_on:
+                _remove_run(self.folder)
+        if self.start(threads, children, resume=going_on):
             if threads is not None and not children.ended:
                 tqdm.write(f"failed: {self.folder}: {self.last_words()}", file=sys.stderr)
             return None
@@ -144,9 +149,25 @@ class Cell:
         assert done is not None
         return done
 
-    def start(self, threads: int | None, children: Children) -> int:
+    def can_go_on(self) -> bool:
+        """Whether its folder holds an interrupted run of this very recipe that has come to a checkpoint."""
+        try:
+            begun = read_json(self.folder / RECIPE_FILE, "The run is begun anew.")
+        except (OSError, ValueError):
+            return False
+        legs = [self.folder, *self.folder.glob("stage-*")]
+        whole = any((leg / STAGE_FILE).exists() or last_whole_checkpoint(leg) for leg in legs)
+        return whole and same_recipe(begun, self.asked())
+
+    def asked(self) -> Mapping[str, Any]:
+        """Its recipe, with all that is changed."""
+        return self.read(self.recipe, [*self.overrides, f"training.output_dir={self.folder}"]).raw
+
+    def start(self, threads: int | None, children: Children, resume: bool = False) -> int:
         """Run it, done before or not; its exit status."""
         arguments = [self.verb, self.recipe, *self.overrides, f"training.output_dir={self.folder}"]
+        if resume:
+            arguments.append("--resume")
         # -P: what lies in the current folder must not shadow an installed module.
         command = [sys.executable, "-P"]
         if self.processes > 1:
@@ -157,6 +178,7 @@ class Cell:
             print(f"\n== {self.folder}", flush=True)
             return children.call(command, env=environment)
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        tqdm.write(f"== {self.folder}: its progress is in {self.log}")
         if self.processes == 1 and "forkserver" in multiprocessing.get_all_start_methods():
             return children.wait_for(lambda: Forked(arguments, self.log, threads))
         with self.log.open("wb") as log:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from ..utils.processes import handlers
+from ..utils.runs import Run
 
 
 logger = logging.getLogger(__name__)
 
 SHOWN_ROWS, SHOWN_TOKENS = 8, 12
+NAME = "linformer_hf"  # in a checkpoint's trainer_state.json
 
 
 class AlreadyTrained(Exception):
@@ -32,17 +35,20 @@ class Watch(TrainerCallback):
 
     Args:
         trainer: whose callback it is.
+        run: its clock goes on from the checkpoint's.
         last_checkpoint: names the newest whole checkpoint, for the message.
         check: whether a loss that is not finite is an error. If not, a step whose gradient is not finite changes
             nothing: it is skipped and counted.
     """
 
-    def __init__(self, trainer: Trainer, last_checkpoint: Callable[[], Path | None], check: bool):
-        self.trainer, self.last_checkpoint, self.check = trainer, last_checkpoint, check
+    def __init__(self, trainer: Trainer, run: Run, last_checkpoint: Callable[[], Path | None], check: bool):
+        self.trainer, self.run, self.last_checkpoint, self.check = trainer, run, last_checkpoint, check
         self.number = 0  # of the signal
         self.stopping = False
-        self.first = 0  # steps before this process's
         self.skipped = 0  # steps
+        self.began = time.monotonic()
+        self.seconds = 0.0  # of training before this process's
+        self.untimed = 0  # steps before this process's whose seconds are not known
         self.rows: list[torch.Tensor] = []  # input_ids of the step's batches
         self._note_rows()
 
@@ -71,7 +77,19 @@ class Watch(TrainerCallback):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.first = state.global_step
+        self.began = time.monotonic()
+        before = state.stateful_callbacks.get(NAME)
+        if before is None:
+            self.untimed = state.global_step
+            return
+        self.skipped, self.seconds, self.untimed = before["skipped"], before["seconds"], before["untimed"]
+        self.run.earlier = max(self.run.earlier, before["wall_seconds"])
+
+    def _note(self, state: Any) -> None:
+        """Into the checkpoint that is to be written."""
+        seconds = self.seconds + time.monotonic() - self.began
+        noted = {"skipped": self.skipped, "seconds": seconds, "untimed": self.untimed}
+        state.stateful_callbacks[NAME] = {**noted, "wall_seconds": self.run.seconds}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.rows.clear()
@@ -101,6 +119,8 @@ class Watch(TrainerCallback):
             and not all(torch.isfinite(parameter.detach()).all() for parameter in model.parameters())
         ):
             self._refuse("a weight", state.global_step)  # rather than write a checkpoint that is worth nothing
+        if control.should_save:
+            self._note(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopping and abs(state.epoch - round(state.epoch)) > 1e-9:
@@ -109,6 +129,8 @@ class Watch(TrainerCallback):
             control.should_log = control.should_evaluate = control.should_save = False
         elif self._agreed(args):  # at the end of an epoch, perhaps after it was evaluated
             control.should_save = control.should_training_stop = True
+        if control.should_save:
+            self._note(state)
 
     def _agreed(self, args: Any) -> bool:
         """Whether any process has had a signal: all must stop at the same step, or the others wait for it forever."""

@@ -210,8 +210,7 @@ def train_legs(
     """Train every leg that is not finished yet; `n` is the model's longest input.
 
     Returns:
-        The main leg's trainer and corpus, and totals and log of all legs. Seconds, and `timed_tokens`, are those of the
-        process that finished a leg: what an interrupted one took is not known.
+        The main leg's trainer and corpus, and totals and log of all legs. `timed_tokens`: those that the seconds are of.
     """
     model: LinformerForMaskedLM | None = None
     history: list[dict[str, Any]] = []
@@ -231,6 +230,7 @@ def train_legs(
         if finished.exists():
             way_out = "Delete it, and --resume goes on from the stage's last checkpoint."
             record = read_json(finished, way_out, ("history", *totals))
+            run.earlier = max(run.earlier, record.get("wall_seconds", 0.0))
         else:
             trainer = build_trainer(model, leg.arguments, data, corpus)
             begin_run(run)
@@ -239,9 +239,10 @@ def train_legs(
                 "history": trainer.state.log_history,
                 "steps": trainer.state.global_step,
                 "train_seconds": metrics["train_runtime"],
+                "wall_seconds": run.seconds,
                 "skipped_steps": metrics["skipped_steps"],
                 "trained_tokens": trainer.state.global_step * tokens_of_a_step(trainer.args, leg.length),
-                "timed_tokens": metrics["steps"] * tokens_of_a_step(trainer.args, leg.length),
+                "timed_tokens": metrics["timed_steps"] * tokens_of_a_step(trainer.args, leg.length),
             }
             if leg is not legs[-1] and trainer.is_world_process_zero():
                 save_stage(trainer, leg.folder, record)

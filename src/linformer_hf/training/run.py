@@ -138,7 +138,9 @@ def plot_curve(path: Path, history: Sequence[Mapping[str, float]], title: str, l
 
 
 def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, float]:
-    """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics, and its own steps.
+    """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics, and how many steps they time.
+
+    Seconds and skipped steps are those of the interrupted run's up to the checkpoint, too.
 
     Args:
         run: `training.logging_nan_inf_filter: true` in its recipe skips, and counts, steps whose gradient is not
@@ -165,7 +167,7 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
         logger.warning("Resuming from %s.", checkpoint or f"the beginning: {folder} has no whole checkpoint yet")
     filtered = bool((run.recipe.get("training") or {}).get("logging_nan_inf_filter"))
     trainer.args.logging_nan_inf_filter = filtered
-    watch = Watch(trainer, lambda: last_whole_checkpoint(folder), check=not filtered)
+    watch = Watch(trainer, run, lambda: last_whole_checkpoint(folder), check=not filtered)
     trainer.add_callback(watch)
     trackers.prepare(trainer)
     seal = Seal()
@@ -196,7 +198,8 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
     trainer.remove_callback(seal)
     if watch.number:
         raise Interrupted(watch.number, last_whole_checkpoint(folder))
-    return {**metrics, "skipped_steps": watch.skipped, "steps": trainer.state.global_step - watch.first}
+    metrics["train_runtime"] += watch.seconds
+    return {**metrics, "skipped_steps": watch.skipped, "timed_steps": trainer.state.global_step - watch.untimed}
 
 
 @contextlib.contextmanager

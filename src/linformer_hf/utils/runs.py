@@ -23,16 +23,18 @@ class Run:
         verb: of the command line.
         recipe: the sections of the recipe, JSON-able.
         folder: to fill.
+        earlier: seconds of the interrupted run that it goes on with, up to the checkpoint.
     """
 
     verb: str
     recipe: Mapping[str, Any]
     folder: Path
     started: float = field(default_factory=time.time)
+    earlier: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return time.time() - self.started
+        return self.earlier + time.time() - self.started
 
     def content(self, seed: int, device: torch.device | str, dtype: str, **measured: Any) -> dict[str, Any]:
         """What results.json says: the recipe, the machine, what was measured, the time it took."""
