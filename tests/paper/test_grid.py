@@ -163,3 +163,19 @@ def test_a_run_that_was_killed_as_it_began_is_begun_anew(tmp_path, started):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".recipe.json.123").write_text("{", encoding="utf-8")
     assert make(tmp_path / "run").run()["n"] == "run"
+
+
+@pytest.mark.parametrize(
+    ("asked", "left", "own"),
+    [
+        ({"streaming": True}, {"streaming": True, "readers": 2}, True),  # `pretrain` counts them where nobody says
+        ({"streaming": True, "readers": 4}, {"streaming": True, "readers": 2}, False),
+        ({"streaming": True}, {"readers": 2}, False),
+        ({}, {}, True),
+    ],
+)
+def test_a_stream_s_readers_make_no_other_recipe(tmp_path, asked, left, own):
+    training = {"output_dir": str(tmp_path / "run")}
+    cell = Cell("pretrain", lambda path, _: Recipe({"data": asked, "training": training}, {}, path), "r", tmp_path / "run", [])
+    assert cell.is_own({"data": left, "training": training}) is own
+    assert not cell.is_own(None)

@@ -109,7 +109,7 @@ class Cell:
         if not path.exists():
             return None
         content = read_json(path, f"Delete {self.folder}, and the same command makes it again.")
-        if not same_recipe(content.get("recipe"), self.asked()):
+        if not self.is_own(content.get("recipe")):
             raise ValueError(
                 f"{self.folder} holds a run of another recipe. Choose another output_dir, or delete that run."
             )
@@ -157,11 +157,15 @@ class Cell:
             return False
         legs = [self.folder, *self.folder.glob("stage-*")]
         whole = any((leg / STAGE_FILE).exists() or last_whole_checkpoint(leg) for leg in legs)
-        return whole and same_recipe(begun, self.asked())
+        return whole and self.is_own(begun)
 
-    def asked(self) -> Mapping[str, Any]:
-        """Its recipe, with all that is changed."""
-        return self.read(self.recipe, [*self.overrides, f"training.output_dir={self.folder}"]).raw
+    def is_own(self, recipe: Mapping[str, Any] | None) -> bool:
+        """Whether a run of it would have left this recipe, in which a stream's readers are counted."""
+        asked = self.read(self.recipe, [*self.overrides, f"training.output_dir={self.folder}"]).raw
+        data = dict((recipe or {}).get("data") or {})
+        if "readers" not in (asked.get("data") or {}):
+            data.pop("readers", None)
+        return recipe is not None and same_recipe({**recipe, "data": data}, asked)
 
     def start(self, threads: int | None, children: Children, resume: bool = False) -> int:
         """Run it, done before or not; its exit status."""
