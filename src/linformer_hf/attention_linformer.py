@@ -182,7 +182,7 @@ class LinformerSelfAttention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         self.attention_head_size = config.hidden_size // config.num_attention_heads
         self.scaling = self.attention_head_size**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
+        self.dropout = LinformerDropout(config.attention_probs_dropout_prob)  # its rate is read, it is not called
         # What of the projection is needed here; it may be wrapped, so it is not asked.
         self.projection_type = config.projection_type
         self.local_window = config.local_window
@@ -263,18 +263,19 @@ class LinformerSelfAttention(nn.Module):
                 f"{self.projection_type!r} needs for this input (empty slots, or slots that weigh what their tokens "
                 "would together). Load the model with attn_implementation='sdpa'."
             )
-        attention, dropout, written_out = self.implementation(query)
+        attention, dropout, written_out = self.implementation(query, bias)
         if written_out:
             compute = partial(eager_attention_forward, self, dropout=dropout, scaling=self.scaling, **kwargs)
             return recomputed(lambda *given: compute(*given)[0], query.shape[2], query, key, value, bias), None
         return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
 
-    def implementation(self, query: torch.Tensor) -> tuple[Callable, float, bool]:
+    def implementation(self, query: torch.Tensor, bias: torch.Tensor | None) -> tuple[Callable, float, bool]:
         """The chosen attention function, the dropout, and whether it is sdpa's but written out (see the top)."""
         attention = attention_function(self.config._attn_implementation)
-        dropout = self.attention_dropout if self.training else 0.0
+        dropout = self.dropout.p if self.training else 0.0
         faster = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
-        faster |= not query.shape[0]  # the kernel takes no empty batch with a bias
+        # With a bias the kernel takes no empty batch, and gives it no gradient where torch.func looks on.
+        faster |= not query.shape[0] or (bias is not None and transformed() and torch.is_grad_enabled())
         plain = attention is sdpa_attention_forward and query.device.type == "cpu" and not is_tracing(query)
         return attention, dropout, plain and faster
 
@@ -341,7 +342,7 @@ class LinformerSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Queries of some blocks, [B, b, H, w, D] -> outputs in the order of the tokens, of H heads and D, and the map,
         [B, H, b w, K], or None."""
-        attention, dropout, written_out = self.implementation(query)
+        attention, dropout, written_out = self.implementation(query, bias)
         ours = getattr(self.attend, "__func__", None) is LinformerSelfAttention.attend  # nobody's own instead
         # Copies of few slots, beside a block's own tokens, are small: one product over all keys is faster then.
         many = states[0][0].shape[2] > 2 * self.local_window

@@ -23,7 +23,8 @@ Everything that is not attention is BERT: post-LN layers, learned positions, BER
   A flat row of several documents is computed as their padded batch (`flat_rows`).
 - A loss is a sum over labels divided by `num_items_in_batch` where the caller gives it, in every head. Trainer counts
   on that under gradient accumulation; a head that took the mean would train with gradients too large.
-- The forward pass never changes the configuration.
+- The forward pass leaves the configuration alone, but for one thing: a classifier in training without a `problem_type`
+  notes there what its labels pose, as every classifier of transformers does.
 - On a CPU a batch is packed: padding is dropped before the first layer and put back, as zeros, behind the last. Without
   gradients a layer then overwrites its input in blocks of `BLOCK` tokens, since all that follows K' and V' is local to
   a token; gradient checkpointing recomputes the same blocks. No module is called as a whole there, so this way is taken
@@ -507,10 +508,17 @@ class LinformerPreTrainedModel(PreTrainedModel):
         row of E keeps its sum. The projected length K stays. Pooled types have no E; their windows follow.
 
         Raises:
-            ValueError: the new N is below a layer's K, or, for `conv`, no multiple of it. The model is unchanged then.
+            ValueError: the new N is below a layer's K, or, for `conv`, no multiple of it; or an adapter holds the
+                positions. The model is unchanged then.
         """
         n = new_num_position_embeddings
         config, base = self.config, self.base_model
+        positions = base.embeddings.position_embeddings
+        if type(positions) is not nn.Embedding:
+            raise ValueError(
+                f"the position embeddings are wrapped by a {type(positions).__name__}, which would be lost: merge or "
+                "unload the adapter first (PEFT: merge_and_unload)."
+            )
         old = config.max_position_embeddings
         config.max_position_embeddings = n
         try:
@@ -518,7 +526,6 @@ class LinformerPreTrainedModel(PreTrainedModel):
         except ValueError:
             config.max_position_embeddings = old
             raise
-        positions = base.embeddings.position_embeddings
         weight = positions.weight.detach()
         stretched = nn.functional.interpolate(weight.to(exact(weight.dtype)).T[None], size=n, mode="linear")[0].T
         base.embeddings.position_embeddings = nn.Embedding.from_pretrained(
@@ -773,6 +780,8 @@ class LinformerForSequenceClassification(LinformerPreTrainedModel):
         elif problem is None:
             integer = labels.dtype in (torch.long, torch.int)
             problem = "single_label_classification" if integer else "multi_label_classification"
+        if self.training:  # by it a pipeline chooses between softmax, sigmoid and the number itself
+            self.config.problem_type = problem
         labels, rows = labels.to(logits.device), logits.shape[0]
         if problem == "single_label_classification":
             check_shape("labels (ids of classes, one for each text)", labels, (rows,), (rows, 1))

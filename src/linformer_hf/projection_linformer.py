@@ -349,8 +349,8 @@ class LinformerProjection(nn.Module):
     ) -> torch.Tensor:
         """E_h (X W_h) + b_h where every head has its own E: projecting first costs less. [B, N, C] -> [B, H, K, D]."""
         # What the map gives for zeros is its bias. It is not read from the module: a quantized one keeps it elsewhere,
-        # an offloaded one has none outside its forward pass.
-        bias = states_of(hidden_states.new_zeros(1, 1, hidden_states.shape[-1]))
+        # an offloaded one has none outside its forward pass. For each row, as adapters may differ by row; [B, 1, C].
+        bias = states_of(hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[-1]))
         projected = states_of(hidden_states) - bias  # the bias belongs after compression; [B, N, C]
         heads = self.split_heads(tokens.to_front(projected))  # [B, H, N, D]
         if slot is None:
@@ -358,7 +358,7 @@ class LinformerProjection(nn.Module):
         else:
             by_head = weight.unflatten(-1, heads.shape[1::2]).movedim(1, 0) if weight.dim() == 2 else weight
             compressed = self.convolve(heads, by_head)
-        return compressed + bias.view(self.num_heads, 1, self.head_dim)
+        return compressed + self.split_heads(bias)  # [B, H, 1, D]
 
     @staticmethod
     def columns(weight: torch.Tensor, length: int) -> torch.Tensor:

@@ -120,7 +120,7 @@ def test_the_check_passes_for_ours_and_fails_for_a_wrong_fast_path(monkeypatch, 
     assert mask is None if fill == 1 else mask.float().mean().item() == pytest.approx(fill, abs=0.01)
     assert difference(model, states, mask, group) <= verb.TOLERANCE[dtype]
     inner = model.model.encoder.layer[0]
-    assert inner.attention.self.attention_dropout == group.dropout  # as before the check
+    assert inner.attention.self.dropout.p == group.dropout  # as before the check
     assert inner.attention.output.dropout.p == group.dropout
     step(model, states, mask, group)()
     real = modeling.LinformerLayer.forward

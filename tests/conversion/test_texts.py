@@ -133,9 +133,10 @@ def test_sources_of_a_corpus(tmp_path):
     (source,) = corpus_sources("hub:acme/books")
     assert (source.kind, source.name) == ("hub", "acme/books")
     (tmp_path / "a.txt").write_text("a")
-    (tmp_path / "b.txt").write_text("b")
-    (folder,), (file,) = corpus_sources(str(tmp_path)), corpus_sources(str(tmp_path / "a.txt"))
-    assert (folder.kind, folder.sample_by, file.sample_by) == ("files", "document", "paragraph")
+    (tmp_path / "b.txt").write_bytes(b"b\r\n\r\nb")
+    sources = [corpus_sources(str(place)) for place in (tmp_path, tmp_path / "a.txt", tmp_path / "b.txt")]
+    found = [(source.kind, source.sample_by) for (source,) in sources]
+    assert found == [("files", "document"), ("files", "line"), ("files", "paragraph")]
 
 
 def test_another_tokenizer_in_the_same_folder_is_not_taken_for_the_first(tokenizers, cache, tmp_path):

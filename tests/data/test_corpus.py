@@ -690,7 +690,7 @@ def test_a_single_document_is_refused(settings, tmp_path):
     file = tmp_path / "one.txt"
     file.write_text("One document. Two sentences.", encoding="utf-8")
     message = refused(ValueError, prepare, settings(files(file)), LENGTH)
-    assert message.startswith(f"{file} holds 1 document, but pretraining needs at least 2")
+    assert message.startswith(f"{file} holds 1 document, and at least 2 are needed")
     assert "sample_by: paragraph" in message
 
 

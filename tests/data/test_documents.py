@@ -14,6 +14,7 @@ from linformer_hf.data.documents import (
     file_stamps,
     find_files,
     load_rows,
+    read_documents,
     shares,
 )
 
@@ -51,6 +52,27 @@ def test_a_folder_is_read_to_its_depths_and_other_files_are_left(tmp_path):
     assert find_files(str(tmp_path / "*.txt")) == [tmp_path / "a.txt"]
     assert find_files(str(tmp_path / "**" / "*.txt")) == [tmp_path / "a.txt"]
     assert find_files(str(tmp_path), [tmp_path / "b" / "deep", tmp_path / "a.txt"]) == [tmp_path / "b/1.txt.gz"]
+
+
+def test_linked_folders_are_read_and_none_twice(tmp_path):
+    for name in ("texts/a.txt", "other/b.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("text")
+    texts = tmp_path / "texts"
+    (texts / "part").symlink_to("../other")
+    (texts / "round").symlink_to(".")
+    (tmp_path / "other" / "back").symlink_to("../texts")
+    assert find_files(str(texts)) == [texts / "a.txt", texts / "part" / "b.txt"]
+
+
+def test_a_byte_order_mark_is_no_text_and_an_empty_file_has_none(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffhello\n\nthere".encode())
+    for sample_by, texts in (("document", ["hello\n\nthere"]), ("paragraph", ["hello", "there"])):
+        data = PretrainingData([Source("files", path=str(tmp_path / "a.txt"), sample_by=sample_by)])
+        assert list(read_documents(data)["text"]) == texts
+    (tmp_path / "a.txt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a.txt holds no text: the file is empty\."):
+        read_documents(PretrainingData([Source("files", path=str(tmp_path / "a.txt"))]))
 
 
 def test_what_is_hidden_in_a_folder_is_no_text_of_it(tmp_path):

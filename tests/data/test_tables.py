@@ -192,6 +192,19 @@ def test_files_that_number_no_classes_name_none(tmp_path):
     assert tables.class_names(tables.features_of(tmp_path / "rows.csv"), "label") is None
 
 
+@pytest.mark.parametrize(("content", "words"), [(gzip.compress(b"a"), "name it .gz"), (b"PK\3\4\xff", "as .xlsx")])
+def test_packed_files_under_another_name_are_told(tmp_path, content, words):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.csv is not UTF-8: .* {words}"):
+        tables.check_utf8(tmp_path / "a.csv")
+
+
+def test_an_error_behind_excel_s_line_names_the_line(tmp_path):
+    (tmp_path / "rows.csv").write_text("sep=;\na;b\n1;2\n3;4;5\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 4 has 3 cells"):
+        list(tables.read_rows(tmp_path / "rows.csv", {"x": "a"}))
+
+
 def test_utf_16_is_told_from_latin_1(tmp_path):
     for encoding, known in (("utf-16", "UTF-16"), ("latin-1", "LATIN1")):
         (tmp_path / "a.txt").write_text("é", encoding=encoding)

@@ -272,6 +272,7 @@ SPREADSHEETS = {
     "quoted line breaks and quotes": b'"text","label"\n"1, 2","a"\n3,"b"\n',
     "empty rows and columns at the end": b'text,label,,\n\n"1, 2",a,,\n3,b\n,,,\n,\n\n',
     "tabs": b"label\ttext\na\t1, 2\nb\t3",
+    "Excel's separator": b"sep=;\r\ntext;label\r\n1, 2;a\r\n3;b\r\n",
     "old line ends": b'text,label\r"1, 2",a\r3,b\r',
 }
 

@@ -156,6 +156,35 @@ def test_sentence_transformers_encodes_and_trains(converted):
 
 
 @pytest.mark.parametrize("projection", [{"projection_type": "linear"}, PER_HEAD, CONVERTED], ids=name_of)
+def test_each_row_of_a_batch_may_have_its_own_adapter(projection):
+    config = LoraConfig(r=2, target_modules=["query", "key", "value"], init_lora_weights=False)
+    model, (ids, _, mask) = get_peft_model(tiny_model(**projection), config, adapter_name="a").eval(), tiny_batch()
+    model.add_adapter("b", config)
+    alone = {}
+    with torch.no_grad():
+        for name in ("a", "b"):
+            model.set_adapter(name)
+            alone[name] = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        names = ["a", "b", "b", "a", "b"]
+        mixed = model(input_ids=ids, attention_mask=mask, adapter_names=names).last_hidden_state
+    assert (alone["a"] - alone["b"]).abs().max() > 1e-3
+    for row, name in enumerate(names):
+        torch.testing.assert_close(mixed[row], alone[name][row])
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_modules": ["position_embeddings"]}, {"modules_to_save": ["position_embeddings"]}]
+)
+def test_positions_that_an_adapter_holds_are_not_resized_without_it(options):
+    options = {"target_modules": ["query"], **options}
+    model, (ids, _, mask) = get_peft_model(tiny_model(), LoraConfig(init_lora_weights=False, **options)), tiny_batch()
+    before = model.eval()(input_ids=ids, attention_mask=mask).last_hidden_state
+    with pytest.raises(ValueError, match=r"position embeddings are wrapped by a \w+, .* merge or unload"):
+        model.base_model.model.resize_position_embeddings(2 * model.config.max_position_embeddings)
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).last_hidden_state, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("projection", [{"projection_type": "linear"}, PER_HEAD, CONVERTED], ids=name_of)
 def test_lora_with_trainable_projections_saves_loads_and_merges(projection, tmp_path):
     def fresh():
         return tiny_model(linformer_hf.LinformerForSequenceClassification, initializer_range=0.2, **projection)

@@ -865,11 +865,38 @@ def test_sequence_classification_losses(num_labels, labels, formula):
     output = model(**head_inputs(type(model)), labels=labels)
     assert output.logits.shape == (5, num_labels)
     torch.testing.assert_close(output.loss, formula(output.logits, labels))
-    assert model.config.to_dict() == before  # the library's own heads write problem_type here
+    assert model.config.to_dict() == before
     items = labels.numel() * 2
     torch.testing.assert_close(
         model(**head_inputs(type(model)), labels=labels, num_items_in_batch=items).loss, output.loss / 2
     )
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "labels", "problem"),
+    [
+        (1, torch.randn(5), "regression"),
+        (3, torch.tensor([0, 2, 1, 1, 0]), "single_label_classification"),
+        (3, torch.ones(5, 3), "multi_label_classification"),
+    ],
+)
+def test_what_training_s_labels_pose_is_kept_for_the_pipeline(num_labels, labels, problem, tmp_path):
+    model = tiny_model(LinformerForSequenceClassification, num_labels=num_labels).train()
+    model(**head_inputs(type(model)), labels=labels)
+    model.save_pretrained(tmp_path)
+    assert LinformerConfig.from_pretrained(tmp_path).problem_type == problem
+
+
+def test_switching_off_every_dropout_module_leaves_none():
+    model = tiny_model(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5, initializer_range=0.5).train()
+    ids, _, mask = tiny_batch()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    one, other = (model(ids, mask).last_hidden_state for _ in range(2))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    model.encoder.layer[0].attention.self.dropout.p = 0.5
+    assert not torch.equal(model(ids, mask).last_hidden_state, one)
 
 
 def test_problem_type_decides_where_it_is_given():

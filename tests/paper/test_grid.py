@@ -176,6 +176,8 @@ def test_a_run_that_was_killed_as_it_began_is_begun_anew(tmp_path, started):
 )
 def test_a_stream_s_readers_make_no_other_recipe(tmp_path, asked, left, own):
     training = {"output_dir": str(tmp_path / "run")}
-    cell = Cell("pretrain", lambda path, _: Recipe({"data": asked, "training": training}, {}, path), "r", tmp_path / "run", [])
+    cell = Cell(
+        "pretrain", lambda path, _: Recipe({"data": asked, "training": training}, {}, path), "r", tmp_path / "run", []
+    )
     assert cell.is_own({"data": left, "training": training}) is own
     assert not cell.is_own(None)

@@ -82,6 +82,15 @@ def test_what_can_only_be_a_path(name):
     assert not any(map(is_path, ("bert-base-uncased", "owner/name")))
 
 
+def test_an_adapter_s_folder_is_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds an adapter, no model: .*merge_and_unload"), loading(str(tmp_path)):
+        pass
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")  # what was merged beside it
+    with loading(str(tmp_path)):
+        pass
+
+
 def test_loading_says_that_a_folder_is_not_there(tmp_path):
     (tmp_path / "file").write_text("")
     for name in (str(tmp_path / "gone"), "runs/sweep/gone", str(tmp_path / "file")):

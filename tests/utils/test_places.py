@@ -34,7 +34,7 @@ def home(tiny_source, texts, tmp_path_factory):
     out = {name: str(home / "out" / name) for name in (*RECIPES, "convert", "tuned")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
-        patch.setattr(Cell, "start", lambda cell, *_: cli.main(command(cell)))  # a process for each takes seconds
+        patch.setattr(Cell, "start", lambda cell, *_, **__: cli.main(command(cell)))  # a process for each takes seconds
         corpus = ["--calibrate", str(home / "texts"), "--calibration-rows", "9"]
         assert cli.main(["convert", str(source), out["convert"], "--projected-length", "12", *corpus]) == 0
         for verb, sections in RECIPES.items():
@@ -110,7 +110,7 @@ def test_the_source_has_its_own_name_where_people_read_it_and_is_found_again(hom
 
 def test_a_run_is_known_again_by_its_recipe(home, capsys, monkeypatch):
     """What is finished in a table is not run again, and an interrupted run of the same recipe goes on."""
-    monkeypatch.setattr(Cell, "start", lambda *_: pytest.fail("a finished cell was run again"))
+    monkeypatch.setattr(Cell, "start", lambda *_, **__: pytest.fail("a finished cell was run again"))
     for verb in ("compare", "sweep"):
         assert cli.main([verb, str(home / f"{verb}.yaml")]) == 0
     run = home / "out" / "finetune"

@@ -192,13 +192,22 @@ def test_overrides_go_over_the_file(load):
 
 def test_overrides_make_sections_that_the_file_lacks(load):
     assert load("", "main.steps=4").build("main").steps == 4
-    assert load("main:\n", "main.name=").build("main").name is None
+    assert load("main:\n", "main.name=null").build("main").name is None
     assert load("entries: [{path: a}]", "entries.0.path=x").build("entries") == [Part("x")]
+
+
+@pytest.mark.parametrize("text", ["outs/exp #3", "|", ">", ",", "a: b", "- a", "*a", "&a", "!a", "%", "@x", "a [b]"])
+def test_text_on_the_command_line_stands_as_it_is(load, text):
+    assert load("", f"main.name={text}").build("main").name == text
+    assert load("", f"main.name= {text} ").build("main").name == text
+    assert load("", f'main.name="{text} "').build("main").name == f"{text} "
 
 
 @pytest.mark.parametrize(
     ("override", "wanted"),
     [
+        ("main.name=", "has no value: null says none, and quotes hold spaces or nothing"),  # as of a variable not set
+        ("main.name= ", "has no value"),
         ("steps=3", "is not of the form section.key=value, such as training.max_steps=100."),
         ("main.steps", "is not of the form section.key=value"),
         ("main.=3", "is not of the form section.key=value"),

@@ -329,8 +329,8 @@ def difference(model: nn.Module, states: torch.Tensor, mask: torch.Tensor | None
     training = group.mode == "training"
     model = copy.deepcopy(model)
     for module in model.modules():
-        for name in {"p", "attention_dropout"} & vars(module).keys():
-            setattr(module, name, 0.0)
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     for plain in (False, True):
         model.model.set_attn_implementation("eager" if plain else "sdpa")
         # With hidden states asked for, the model takes no shortcut.

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..hub import sentence_head
 from ..utils import checksums
-from ..utils.files import is_path
+from ..utils.files import check_folder, is_path
 from .fairseq import read_official
 from .key_tables import FAMILIES, Family, dropped
 from .sources import (
@@ -52,6 +52,7 @@ def read_source(
     if not Path(name).exists() and is_path(name):
         raise ConversionError(f"there is no file or folder {name!r}, and a Hub name has the form owner/name.")
     with explained(name):
+        check_folder(name)
         checksums.check(name)
         # As it stands there: a model with code of its own is no configuration without that code, but has a kind.
         check_kind(name, PreTrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type"))

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data import demo_texts
 from ..data.corpus import prepare
 from ..data.documents import PretrainingData, Source, find_files
-from ..data.tables import kind_of
+from ..data.tables import kind_of, text_of
 from ..data.tokenizer import stored
 from ..utils.places import own_name
 
@@ -39,9 +39,12 @@ def corpus_sources(corpus: str) -> list[Source]:
         return [Source(kind="demo", name=name) for name in CALIBRATION]
     if corpus.startswith("hub:"):
         return [Source(kind="hub", name=corpus.removeprefix("hub:"))]
-    # Documents are held out whole, so one file must be several of them.
-    single = [kind_of(file) for file in find_files(corpus)] == ["text"]
-    return [Source(kind="files", path=corpus, sample_by="paragraph" if single else "document")]
+    files = find_files(corpus)
+    sample_by: Any = "document"
+    if [kind_of(file) for file in files] == ["text"]:  # documents are held out whole, so it must be several of them
+        with text_of(files[0]) as lines:
+            sample_by = "paragraph" if any(not line.rstrip("\r\n") for line in lines) else "line"
+    return [Source(kind="files", path=corpus, sample_by=sample_by)]
 
 
 def text_rows(

@@ -183,8 +183,8 @@ def _write_documents(data: PretrainingData, target: Path, beside: Path) -> None:
     documents = read_documents(data)
     if len(documents) < 2:
         raise ValueError(
-            f"{_titles(data)} holds {len(documents)} document, but pretraining needs at least 2: whole documents are "
-            "held out for validation. Add files, or split a long one with sample_by: paragraph."
+            f"{_titles(data)} holds {len(documents)} document, and at least 2 are needed, for whole documents are held "
+            "out to measure on. Add files, or part a long one by empty lines (a recipe's sample_by: paragraph)."
         )
     held, sources = _hold_out(documents, data.validation_fraction)
     starts = range(0, len(documents), PART_DOCUMENTS)

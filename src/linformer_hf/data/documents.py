@@ -1,6 +1,7 @@
 """Where documents come from: files, the Hub, the texts of installed packages."""
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from . import demo_texts, tables
 from .cache import checksum
 
 
-FORMAT = 6  # raise it when the content of prepared folders changes: old ones are then not found any more
+FORMAT = 7  # raise it when the content of prepared folders changes: old ones are then not found any more
 
 
 @dataclass
@@ -193,7 +194,9 @@ def load_rows(source: Source, streaming: bool) -> Any:
             tables.check_utf8(file)
     if kind in ("csv", "json"):
         return _load_tables(source, files, streaming)
-    options = {"sample_by": source.sample_by} if kind == "text" else {}
+    if kind == "text" and not any(file.stat().st_size for file in files):
+        raise ValueError(f"{source.path} holds no text: {'the file is' if len(files) == 1 else 'all files are'} empty.")
+    options = {"sample_by": source.sample_by, "encoding": "utf-8-sig"} if kind == "text" else {}
     names = [glob.escape(str(file)) for file in files]  # brackets would make a pattern of a name
     try:
         return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
@@ -258,11 +261,7 @@ def find_files(path: str, besides: Sequence[Path] = ()) -> list[Path]:
     """
     given = Path(path).expanduser()
     if given.is_dir():
-        files = [
-            file
-            for file in given.rglob("*")
-            if file.is_file() and tables.kind_of(file) and not any(map(_hidden, file.relative_to(given).parts))
-        ]
+        files = [file for file in _all_files(given) if file.is_file() and tables.kind_of(file)]
     elif given.is_file():
         files = [given]
     else:
@@ -279,6 +278,15 @@ def find_files(path: str, besides: Sequence[Path] = ()) -> list[Path]:
         suffixes = sorted({file.suffix for file in files})
         raise ValueError(f"{path!r} stands for {', '.join(suffixes)} files; give one kind of {_types()} per source.")
     return sorted(files)
+
+
+def _all_files(folder: Path) -> Iterator[Path]:
+    """What is in a folder and its folders, linked ones too, but none twice (links may go round) and no hidden one."""
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        seen.add(Path(place).resolve())
+        folders[:] = [name for name in folders if not _hidden(name) and Path(place, name).resolve() not in seen]
+        yield from (Path(place, name) for name in names if not _hidden(name))
 
 
 def _hidden(name: str) -> bool:

@@ -31,6 +31,7 @@ SEPARATORS = (",", ";", "\t", "|")
 READ_ROWS = 1000  # of Parquet and of data sets in memory, at a time
 CONLL_U = 10  # columns
 DOCUMENT = "-DOCSTART-"  # a line of CoNLL that stands for a document's beginning
+PACKED = {b"\x1f\x8b": "It is gzip's: name it .gz.", b"PK\3\4": "It is a zip, as .xlsx and .docx are: save it as CSV."}
 HEAD = 1000  # rows of JSON that tell which columns there are: each may lack some
 
 
@@ -90,7 +91,7 @@ def _reading(file: Path) -> Iterator[str]:
 
 def read_text(file: Path) -> str:
     """The whole of a text file, in UTF-8 (see `check_utf8`)."""
-    with _text(file) as stream:
+    with text_of(file) as stream:
         return stream.read()
 
 
@@ -220,14 +221,14 @@ def _binary(file: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb"))
 
 
-def _text(file: Path) -> TextIO:
+def text_of(file: Path) -> TextIO:
     # Spreadsheets begin their files with a byte order mark.
     return io.TextIOWrapper(_binary(file), encoding="utf-8-sig", newline="")
 
 
 def _csv_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, str | None]]:
     csv.field_size_limit(sys.maxsize)  # a document may be a book; the limit is else 128 KiB
-    with _text(file) as stream:
+    with text_of(file) as stream:
         layout = _layout(stream, "\t" if suffix_of(file) == ".tsv" else ",", set(columns.values()))
         reader = _records(stream, **layout)
         header = next(reader, (0, []))[1]
@@ -251,13 +252,21 @@ def _csv_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, str 
 
 def _records(stream: TextIO, **layout: Any) -> Iterator[tuple[int, list[str]]]:
     """(last line, cells) of all records that are no blank line."""
-    stream.seek(0)
+    before = 1 if _to_header(stream) else 0
     reader = csv.reader(stream, strict=True, **layout)
     try:
-        yield from ((reader.line_num, cells) for cells in reader if cells)
+        yield from ((reader.line_num + before, cells) for cells in reader if cells)
     except csv.Error as error:
         hint = "double the quotes within a quoted cell, and close each cell's"
-        raise ValueError(f"line {reader.line_num}: {error} ({hint})") from error
+        raise ValueError(f"line {reader.line_num + before}: {error} ({hint})") from error
+
+
+def _to_header(stream: TextIO) -> str:
+    """Go to the header; the separator that Excel's line `sep=;` before it names, or nothing."""
+    stream.seek(0)
+    found = re.fullmatch(r"sep=(.)\s*", stream.readline(10))
+    stream.seek(0 if found is None else stream.tell())
+    return found[1] if found else ""
 
 
 def _layout(stream: TextIO, separator: str, wanted: set[str]) -> dict[str, Any]:
@@ -265,8 +274,8 @@ def _layout(stream: TextIO, separator: str, wanted: set[str]) -> dict[str, Any]:
 
     Many .tsv files have quotes that are part of the text; with them as marks, lines run together.
     """
-    for candidate in (separator, *SEPARATORS):
-        stream.seek(0)
+    for candidate in (_to_header(stream) or separator, *SEPARATORS):
+        _to_header(stream)
         if wanted <= set(next(filter(None, csv.reader(stream, delimiter=candidate)), [])):
             separator = candidate
             break
@@ -293,10 +302,9 @@ def _json_rows(file: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any
 
 def _objects(file: Path) -> Iterator[dict[str, Any]]:
     """The objects of a list, or one in each line."""
-    with _text(file) as stream:
-        first = next((line for line in stream if line.strip()), "")
+    with text_of(file) as stream:
+        listed = next((line for line in stream if line.strip()), "").lstrip().startswith("[")
         stream.seek(0)
-        listed = first.lstrip().startswith("[")
         for number, row in enumerate(json.load(stream) if listed else map(_parsed, stream, itertools.count(1)), 1):
             if isinstance(row, dict):
                 yield row
@@ -431,10 +439,11 @@ def check_utf8(file: Path) -> None:
             except UnicodeDecodeError as error:
                 # The decoder counts from the bytes that it kept of a character begun in the block before.
                 place = offset - len(decoder.getstate()[0]) + error.start
+                packed = (way_out for mark, way_out in PACKED.items() if not offset and block.startswith(mark))
                 found = "UTF-16" if place == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
+                way_out = next(packed, f"Convert it, for example with: iconv -f {found} -t UTF-8.")
                 raise ValueError(
-                    f"{file} is not UTF-8: byte {place:,} cannot be read ({error.reason}). Convert it, "
-                    f"for example with: iconv -f {found} -t UTF-8."
+                    f"{file} is not UTF-8: byte {place:,} cannot be read ({error.reason}). {way_out}"
                 ) from None
             if not block:
                 return

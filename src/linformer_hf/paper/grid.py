@@ -137,7 +137,11 @@ class Cell:
             if not any(RECIPE_FILE in path.name for path in self.folder.iterdir()):
                 raise ValueError(f"{self.folder} holds something that is no run; choose another output_dir.")
             going_on = self.can_go_on()
-            how = "goes on from its last checkpoint" if going_on else "is begun anew, for it has no whole checkpoint of this recipe"
+            how = (
+                "goes on from its last checkpoint"
+                if going_on
+                else "is begun anew, for it has no whole checkpoint of this recipe"
+            )
             logger.warning("%s holds an unfinished run: it %s.", self.folder, how)
             if not going_on:
                 _remove_run(self.folder)

@@ -4,8 +4,8 @@ A recipe has one section, `sweep` (Sweep). Every cell is a run of `linformer-hf 
 `output_dir/<cell>/seed-<seed>`. All cells of a seed see the same rows in the same order with the same masks: these are
 functions of the recipe's sections `data` and `training`, which cells should leave alone. Where `start` is given, all
 cells of a seed and an N begin with the weights of one run of it (the projections, which it lacks, are new). A finished
-cell is not run again, one that was interrupted goes on from its last checkpoint or, without one, is begun anew; one that
-fails is shown as failed, and no mean is taken over the rest of its seeds.
+cell is not run again, one that was interrupted goes on from its last checkpoint or, without one, is begun anew; one
+that fails is shown as failed, and no mean is taken over the rest of its seeds.
 """
 
 import math

@@ -210,7 +210,7 @@ def train_legs(
     """Train every leg that is not finished yet; `n` is the model's longest input.
 
     Returns:
-        The main leg's trainer and corpus, and totals and log of all legs. `timed_tokens`: those that the seconds are of.
+        The main leg's trainer and corpus, and totals and log of all legs. `timed_tokens`: what the seconds are of.
     """
     model: LinformerForMaskedLM | None = None
     history: list[dict[str, Any]] = []

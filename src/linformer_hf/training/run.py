@@ -138,9 +138,9 @@ def plot_curve(path: Path, history: Sequence[Mapping[str, float]], title: str, l
 
 
 def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, float]:
-    """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics, and how many steps they time.
+    """`trainer.train()`, from the last whole checkpoint in `folder` if `resume`; its metrics.
 
-    Seconds and skipped steps are those of the interrupted run's up to the checkpoint, too.
+    Seconds, the steps that they time and skipped steps are also the interrupted run's up to that checkpoint.
 
     Args:
         run: `training.logging_nan_inf_filter: true` in its recipe skips, and counts, steps whose gradient is not

@@ -87,9 +87,14 @@ def loading(checkpoint: str) -> Iterator[None]:
 
 
 def check_folder(name: str) -> None:
-    """Raise a FileNotFoundError unless `name` is a folder or may be a name on the Hub."""
+    """Raise a FileNotFoundError unless `name` is a folder or may be a name on the Hub; a ValueError for an adapter."""
     if not Path(name).is_dir() and (is_path(name) or Path(name).exists()):
         raise FileNotFoundError(f"there is no folder {name!r}, and a Hub name has the form owner/name.")
+    if (Path(name) / "adapter_config.json").exists() and not (Path(name) / "config.json").exists():
+        raise ValueError(
+            f"{name!r} holds an adapter, no model: load it with PEFT (AutoPeftModel...), and save what its "
+            "merge_and_unload() gives, with the tokenizer, to a folder of its own."
+        )
 
 
 def is_path(name: str) -> bool:

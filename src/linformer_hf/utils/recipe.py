@@ -121,7 +121,7 @@ def load_recipe(
 
     Args:
         path: a YAML file in UTF-8.
-        overrides: `section.key=value`; the value is read as YAML.
+        overrides: `section.key=value`; lists, mappings and quoted text are read as YAML.
         sections: section name -> dataclass, or `list[dataclass]`.
         built: sections that are built once now, so that a value which their dataclass refuses is refused here.
 
@@ -177,8 +177,12 @@ def _override(raw: dict[str, Any], override: str, sections: Mapping[str, Any]) -
         raise RecipeError(f"{override!r} is not of the form section.key=value, such as training.max_steps=100.")
     if section not in sections:
         raise RecipeError(f"{override!r}: unknown section {section!r}. {_nearest(section, sections)}")
+    if not text.strip():
+        raise RecipeError(
+            f"{override!r} has no value: null says none, and quotes hold spaces or nothing ({key}='\" \"')."
+        )
     try:
-        value = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
+        value = _value(text.strip())
     except (yaml.YAMLError, RecipeError) as error:
         raise RecipeError(f"{override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
     target = raw.get(section)
@@ -198,6 +202,18 @@ def _override(raw: dict[str, Any], override: str, sections: Mapping[str, Any]) -
             target[index] = value
         else:
             target = target[index] if isinstance(target, list) else target.setdefault(index, {})
+
+
+def _value(text: str) -> Any:
+    """A value from the command line: YAML where it begins with a bracket or quote, else one plain scalar as it stands.
+
+    Of `runs/a #3` a whole YAML document would keep `runs/a`, and of `|` nothing.
+    """
+    if text[0] in "[{\"'":
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
+    loader = _Loader("")
+    node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
+    return loader.construct_object(node)
 
 
 def fields_of(cls: type) -> dict[str, Any]:
