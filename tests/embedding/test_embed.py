@@ -150,6 +150,36 @@ def test_parts_alone_are_documents_of_their_own(folder, rows, tmp_path, pooling,
         assert "without a token" not in told
 
 
+@pytest.mark.parametrize("cut", [{"pieces": 5}, {"sentences": True}, {"spans": "where"}], ids=str)
+def test_a_blended_part_lies_half_way_between_its_two_readings(folder, rows, tmp_path, cut):
+    model = folder("mean", prompts={"document": "the letter: "})
+    ways = {
+        way: embed(model, rows, tmp_path / f"{way}.parquet", column="body", **{way: True}, **cut)
+        for way in ("alone", "blend")
+    }
+    ways["late"] = embed(model, rows, tmp_path / "late.parquet", column="body", **cut)
+    one, two, blended = (
+        {tuple(row[key] for key in ("document", "piece", "start", "end")): np.array(row["vector"]) for row in ways[way]}
+        for way in ("late", "alone", "blend")
+    )
+    assert blended.keys() == one.keys()  # a part that one pass does not reach has no half of it
+    cut_off = one.keys() - two.keys()  # the last one that is read, shorter than alone
+    assert len(cut_off) == ("spans" not in cut)
+    rows_of = [{key: row[key] for key in ("piece", "start", "end", "tokens")} for row in ways["blend"]]
+    assert rows_of == [{key: row[key] for key in ("piece", "start", "end", "tokens")} for row in ways["late"]]
+    for key in blended.keys() - cut_off:
+        vector = blended[key]
+        lengths = [np.linalg.norm(each[key]) for each in (one, two)]
+        half = one[key] / lengths[0] + two[key] / lengths[1]
+        np.testing.assert_allclose(vector, half / np.linalg.norm(half) * np.mean(lengths), atol=1e-5)
+    assert max(np.abs(one[key] - two[key]).max() for key in one.keys() - cut_off) > 1e-2
+    told = [module.told(tmp_path / f"{way}.parquet")[0].splitlines() for way in ("late", "alone", "blend")]
+    if "pieces" in cut:  # the longest document, which is cut
+        assert "- documents that were cut: 1" in told[2]
+        assert "cut" not in "".join(told[1])
+    assert [line for line in told[0] if "spans" in line] == [line for line in told[2] if "spans" in line]
+
+
 def test_the_parts_of_a_long_document_are_pooled_some_at_a_time(model, rows, tmp_path, monkeypatch):
     at_once = embed(model, rows, tmp_path / "one.parquet", column="body", pieces=5, alone=True)
     pooled, vectors = [], DocumentEncoder.vectors
@@ -178,6 +208,13 @@ def test_alone_is_another_run_than_one_pass(model, rows, tmp_path):
 
 
 def test_what_alone_cannot_mean_is_refused(model, folder, rows, tmp_path):
+    with pytest.raises(ValueError, match="--alone and --blend exclude each other"):
+        embed(model, rows, tmp_path / "v.parquet", column="body", pieces=5, alone=True, blend=True)
+    with pytest.raises(ValueError, match="--blend would have no effect on whole documents"):
+        embed(model, rows, tmp_path / "v.parquet", column="body", blend=True)
+    for options in ({"pieces": 47}, {"sentences": True}):  # neither of both readings may be one that cannot be
+        with pytest.raises(ValueError, match=r"leaves no room|pooling is 'cls'"):
+            embed(folder("cls"), rows, tmp_path / "v.parquet", column="body", blend=True, **options)
     with pytest.raises(ValueError, match="--alone would have no effect on whole documents"):
         embed(model, rows, tmp_path / "v.parquet", column="body", alone=True)
     with pytest.raises(ValueError, match=r"--pieces=47 leaves no room .* at most 46"):

@@ -97,8 +97,16 @@ def test_an_evaluation_writes_results_tables_and_a_picture(finished):
     ]
     keys = ("task", "length", "view", "size", "metric", "method")
     scores = {tuple(row[key] for key in keys): row["value"] for row in found["scores"]}
-    # Search and needles: one vector each way, 2 sizes of the source's pieces and 2 x 2 of late ones, by two measures.
-    assert len(scores) == len(found["scores"]) == 3 * 2 * (5 + 2 + 4) + 5
+    # Search and needles: one vector each way, 2 sizes of the source's pieces, 2 x 2 of late and blended ones, by two
+    # measures.
+    assert len(scores) == len(found["scores"]) == 3 * 2 * (5 + 2 + 4 + 4) + 5
+    # A document of one piece, which one pass reads as it is alone: so is what lies between.
+    late, between = (scores["needle", 96, view, 96, "first", "full"] for view in ("best piece", "best piece, blended"))
+    assert late == between
+    rivals = {(row["view"], row["size"]): row["rival"] for row in found["differences"] if row["view"] != "one vector"}
+    assert rivals == {
+        (view, size): f"pieces-{size}" for view in ("best piece", "best piece, blended") for size in (32, 96)
+    }
     # Up to the source's own 96 tokens the conversion and full attention are the source.
     assert len({scores["needle", 96, "one vector", None, "first", name] for name in ways if name != "pieces-32"}) == 1
     assert {row["method"] for row in found["differences"]} == {"first", "full", "converted"}

@@ -130,3 +130,11 @@ def test_pairs_stay_together():
     values = np.random.default_rng(0).random(30)
     drawn = resampled(Score(values + 0.1, np.arange(30)), Score(values, np.arange(30)), (0,))
     assert drawn == pytest.approx(0.1)
+
+
+def test_what_is_blended_lies_half_way_and_keeps_the_length():
+    one, other = torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 4.0], [1.0, 0.0]])
+    (found,) = scores.blended([one], [other])
+    torch.testing.assert_close(found, torch.tensor([[3 / 2**0.5, 3 / 2**0.5], [1.0, 0.0]]))
+    with pytest.raises(ValueError, match="shorter"):
+        scores.blended([one], [])

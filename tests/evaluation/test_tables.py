@@ -47,7 +47,7 @@ def test_differences_stand_beside_their_rival_with_their_interval():
 
 
 def test_a_ratio_that_is_lost_or_has_no_meaning_is_shown_too():
-    assert "| 128 | 0.000 | 0.000; -; +0.250 (-0.125 to +0.500) |" in pieces_table(content())
+    assert "| 128 | 0.000 | 0.000; -; +0.250 (-0.125 to +0.500) |" in pieces_table(content(), "best piece")
     assert "| needle, 4,096 / 512 tokens | one vector | 0.750 (0.750 / 1.000) |" in lengths_table(
         content()["over_lengths"]
     )
@@ -56,6 +56,9 @@ def test_a_ratio_that_is_lost_or_has_no_meaning_is_shown_too():
 def test_every_table_is_there_and_what_is_missing_is_left_out():
     text = markdown(content())
     assert text.count("**") == 12
+    blended = content()
+    blended["differences"].append(blended["differences"][-1] | {"view": "best piece, blended", "value": 0.5})
+    assert "| 128 | 0.000 | 0.500; -; +0.250 (-0.125 to +0.500) |" in markdown(blended).split("half read alone")[1]
     assert "| search-bible | 80 | 3,000 (1,500 to 4,096) | 200 |  |  | what it is |" in text
     assert "| mine | 500 (400 to 610) | 20 | 2 of 5 |" in text
     assert "Documents of 4,096, 4,000 tokens, 2 thread(s), float32, a processor" in text

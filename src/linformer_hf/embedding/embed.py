@@ -1,9 +1,9 @@
 """`linformer-hf embed FOLDER FILES... --output vectors.parquet`: vectors of documents, or of parts of them.
 
 Each document is read in one pass, whatever its parts are, so that the vector of a piece, a sentence or a span knows the
-whole document (see `encoder.py`); with `alone` each part is read by itself instead. Finished documents lie in
-`<output>.parts/` until all are: a run that was stopped goes on when the same command is given again, and ends with the
-same bytes. Nothing grows with the number of documents.
+whole document (see `encoder.py`); with `alone` each part is read by itself instead, with `blend` it is read both ways
+and its vector lies half way between. Finished documents lie in `<output>.parts/` until all are: a run that was stopped
+goes on when the same command is given again, and ends with the same bytes. Nothing grows with the number of documents.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from ..utils.files import read_json, record, write_json
 from ..utils.options import Embed, takes
 from ..utils.writing import beside
-from .encoder import POOLED_TOKENS, DocumentEncoder, Part, Read, grouped
+from .encoder import POOLED_TOKENS, DocumentEncoder, Part, Read, blend, grouped
 from .inputs import Document, Inputs
 
 
@@ -40,6 +40,7 @@ BATCHES_A_PART = 16  # a killed run loses at most so much
 # What is asked of the documents; where the results and the model are is not.
 ASKED = ("column", "pieces", "sentences", "spans", "batch_tokens", "prompt_name", "dtype")
 CUTS = ("pieces", "sentences", "spans")
+WAYS = ("alone", "blend")  # in which a part is read, beside one pass over its document
 
 # What a file says about itself -> how it is told.
 COUNTED = {
@@ -75,11 +76,11 @@ def embed(options: Embed) -> Path:
     encoder = DocumentEncoder.load(
         options.folder, options.device, options.max_length, options.revision, options.prompt_name, options.dtype
     )
-    if options.alone:
+    if options.alone or options.blend:
         _check_room(options, encoder)
-    elif _cuts(options):
+    if _cuts(options) and not options.alone:
         encoder.check_parts()
-    asked = {name: getattr(options, name) for name in ASKED} | ({"alone": True} if options.alone else {})
+    asked = {name: getattr(options, name) for name in ASKED} | {way: True for way in WAYS if getattr(options, way)}
     made_by = {"model": encoder.fingerprint(), "max_length": encoder.length}  # of both, for what is told to differ
     plan = record({"format": FORMAT, **made_by, "inputs": content, **asked})
     if not target.exists():
@@ -108,8 +109,11 @@ def _check(options: Embed, target: Path) -> None:
     if len(chosen) > 1:
         names = " and ".join(f"--{name}" for name in chosen)
         raise ValueError(f"{names} exclude each other: choose one of them for each file of vectors.")
-    if options.alone and not chosen:
-        raise ValueError("--alone would have no effect on whole documents: add --pieces, --sentences or --spans.")
+    ways = [way for way in WAYS if getattr(options, way)]
+    if len(ways) > 1:
+        raise ValueError("--alone and --blend exclude each other: a part's vector is its own alone, or half of it.")
+    if ways and not chosen:
+        raise ValueError(f"--{ways[0]} would have no effect on whole documents: add --pieces, --sentences or --spans.")
     for name in ("pieces", "max_length", "batch_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -195,7 +199,7 @@ def _fill(parts: Path, inputs: Inputs, total: int, encoder: DocumentEncoder, opt
     counts = sum(done, Counter())
     logger.info("%s vectors of %s documents: %s", f"{counts['vectors']:,}", f"{counts['documents']:,}", speed)
     if counts["cut"]:
-        what = "hold parts that are" if options.alone else "are"
+        what = "hold parts that are" if options.alone else "or parts of them are" if options.blend else "are"
         logger.warning(
             "%s of %s documents %s longer than %s tokens: %s tokens were cut off. A larger --max-length reads more, "
             "up to the model's positions.",
@@ -226,7 +230,8 @@ def _embedded(
     columns: dict[str, list[Any]] = {name: [] for name in ("document", "piece", "start", "end", "tokens")}
     vectors = []
     bar.update(len(group) - len(real))
-    for document, found, made, counted in (_alone if options.alone else _late)(real, encoder, options):
+    read = _alone if options.alone else _blended if options.blend else _late
+    for document, found, made, counted in read(real, encoder, options):
         counts += Counter({"vectors": len(found), **counted})
         for part in found:
             row = (document.name, part.number, part.start, part.end, part.stop - part.first)
@@ -260,6 +265,25 @@ def _late(documents: Sequence[Document], encoder: DocumentEncoder, options: Embe
 def _alone(documents: Sequence[Document], encoder: DocumentEncoder, options: Embed) -> Iterator[Made]:
     """A pass over each part, from its characters, as if it were a document. No document is too long for that."""
     asked = [(document, *_wanted(document, encoder.cut(document.text), encoder, options)) for document in documents]
+    return _each_alone(asked, encoder, options)
+
+
+def _blended(documents: Sequence[Document], encoder: DocumentEncoder, options: Embed) -> Iterator[Made]:
+    """The parts that one pass over each document reads, each read alone, too."""
+    late = list(_late(documents, encoder, options))
+    asked = [(document, parts, len(parts) + counted["missed"]) for document, parts, _, counted in late]
+    for (document, parts, one, counted), (*_, other, more) in zip(
+        late, _each_alone(asked, encoder, options), strict=True
+    ):
+        both = {name: counted[name] + more[name] for name in ("tokens", "lost")}
+        made = None if one is None or other is None else blend(one, other)
+        yield document, parts, made, {**both, "cut": int(both["lost"] > 0), "missed": counted["missed"]}
+
+
+def _each_alone(
+    asked: Sequence[tuple[Document, list[Part], int]], encoder: DocumentEncoder, options: Embed
+) -> Iterator[Made]:
+    """A pass over each of some documents' parts; `asked`: with how many were wanted."""
     texts = (document.text[part.start : part.end] for document, parts, _ in asked for part in parts)
     reads = encoder.read(texts, options.batch_tokens)
     for document, parts, wanted in asked:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from ..utils.files import loading
@@ -294,6 +295,12 @@ class DocumentEncoder:
                 lost = sum(part.special_tokens_mask.count(0) for part in features.encodings[row].overflowing)
                 reads[row] = Read(features["input_ids"][row][real], offsets[row][real], state[real[columns]], lost)
         return reads
+
+
+def blend(vectors: Tensor, others: Tensor) -> Tensor:
+    """The direction half way between two vectors, [..., D], and the mean of their lengths."""
+    lengths = (vectors.norm(dim=-1, keepdim=True) + others.norm(dim=-1, keepdim=True)) / 2
+    return normalize(normalize(vectors, dim=-1) + normalize(others, dim=-1), dim=-1) * lengths
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:

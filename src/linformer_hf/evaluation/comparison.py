@@ -11,7 +11,7 @@ from .scores import Score, interval, resampled
 from .tasks import Task
 
 
-ONE_VECTOR, BEST_PIECE = "one vector", "best piece"
+ONE_VECTOR, BEST_PIECE, BLENDED = "one vector", "best piece", "best piece, blended"
 MAIN = ("first", "accuracy")  # a task's measure in means and pictures
 HAYSTACKS = ("needle", "passkey")  # they share their documents, which are drawn together
 
@@ -21,7 +21,7 @@ class Measured:
     """A score, and of what it is.
 
     Attributes:
-        view: ONE_VECTOR, or BEST_PIECE with pieces of `size` tokens.
+        view: ONE_VECTOR, or BEST_PIECE with pieces of `size` tokens, or BLENDED: such a piece read alone, too.
         metric: `first`, `among ten` or `accuracy`.
     """
 
@@ -71,9 +71,9 @@ def compared(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of differences from the rival, and of their means over the tasks, with intervals of 95 %.
 
-    One vector is compared with the best of the source's pieces in that task, the best piece with the source's own
-    pieces of that size. A task that is given at several lengths counts once in a mean, over those `beyond` so many
-    tokens.
+    One vector is compared with the best of the source's pieces in that task, the best piece, blended or not, with the
+    source's own pieces of that size. A task that is given at several lengths counts once in a mean, over those `beyond`
+    so many tokens.
 
     Args:
         pieces: the methods that are the rivals.
@@ -85,7 +85,8 @@ def compared(
         if one.method in pieces:
             continue
         key = (one.task.name, one.task.length)
-        rival = find(all_scores, one, method=best[key] if one.view == ONE_VECTOR else f"pieces-{one.size}")
+        own = {"method": best[key]} if one.view == ONE_VECTOR else {"method": f"pieces-{one.size}", "view": BEST_PIECE}
+        rival = find(all_scores, one, **own)
         drawn = one.differences(rival, seed)
         low, high = interval(drawn)
         value, other = one.score.mean, rival.score.mean

@@ -9,7 +9,7 @@ stopped, and a further model costs its own passes only.
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -22,7 +22,7 @@ from ..utils.recipe import load_recipe
 from ..utils.runs import Run
 from ..utils.timing import interleave, peak_bytes
 from . import books, needles, python_code, scores
-from .comparison import BEST_PIECE, ONE_VECTOR, Measured, compared, over_lengths
+from .comparison import BEST_PIECE, BLENDED, ONE_VECTOR, Measured, compared, over_lengths
 from .methods import WHOLE, Method, PiecesAlone, read_models, read_source_methods
 from .tables import PLOT_FILE, TABLE_FILE, markdown, plot
 from .tasks import Sizes, Task
@@ -181,15 +181,16 @@ def measure(tasks: Sequence[Task], methods: Sequence[Method], store: Store, seed
         [(method, task.texts) for task, method in pairs]
         + [(method.reads_queries, [query for query, _ in task.queries]) for task, method in pairs if task.queries]
     )
+    alone = {str(method.size): method for method in methods if isinstance(method, PiecesAlone) and not method.first}
     return [
         Measured(task, method.name, *key, score)
         for task, method in pairs
-        for key, score in _scores(task, method, store, seeds).items()
+        for key, score in _scores(task, method, store, seeds, alone).items()
     ]
 
 
 def _scores(
-    task: Task, method: Method, store: Store, seeds: Sequence[int]
+    task: Task, method: Method, store: Store, seeds: Sequence[int], alone: Mapping[str, Method]
 ) -> dict[tuple[str, int | None, str], scores.Score]:
     """(view, size of its pieces, metric) -> score."""
     found = store.get(method, task.texts)
@@ -204,6 +205,10 @@ def _scores(
         if size != WHOLE:
             nearness = scores.nearest_piece(queries, pieces)
             made |= {(BEST_PIECE, int(size), metric): one for metric, one in scores.search(task, nearness).items()}
+        if WHOLE in found and size in alone:
+            both = scores.blended(pieces, store.get(alone[size], task.texts)[size])
+            nearness = scores.nearest_piece(queries, both)
+            made |= {(BLENDED, int(size), metric): one for metric, one in scores.search(task, nearness).items()}
     return made
 
 

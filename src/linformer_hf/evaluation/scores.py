@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from ..embedding.encoder import blend
 from .methods import WHOLE
 from .tasks import Task
 
@@ -63,6 +64,11 @@ def nearest_piece(queries: torch.Tensor, pieces: Sequence[torch.Tensor]) -> torc
     """A document is as near as its nearest piece: [q, C] and [p, C] of each document -> [q, d]."""
     queries = normalize(queries, dim=-1)
     return torch.stack([(queries @ normalize(vectors, dim=-1).T).amax(1) for vectors in pieces], 1)
+
+
+def blended(pieces: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Each piece half way between one pass over its document and a pass over itself, as `embed --blend` makes it."""
+    return [blend(one, other) for one, other in zip(pieces, alone, strict=True)]
 
 
 def probe(task: Task, vectors: torch.Tensor, seeds: Sequence[int]) -> dict[str, Score]:

@@ -53,7 +53,8 @@ def markdown(content: Row) -> str:
         ("Tasks", tasks_table(content["tasks"])),
         ("One vector for each document", one_vector_table(content)),
         ("Difference from the best pieces, one vector", differences_table(content)),
-        ("The best piece of each document", pieces_table(content)),
+        ("The best piece of each document", pieces_table(content, "best piece")),
+        ("The best piece, half read alone and half in its document", pieces_table(content, "best piece, blended")),
         ("What is left at length", lengths_table(content["over_lengths"])),
         ("Time and memory of one document", costs_table(content)),
     ]
@@ -105,8 +106,8 @@ def differences_table(content: Row) -> str:
     )
 
 
-def pieces_table(content: Row) -> str:
-    rows = [row for row in content["differences"] if row["view"] == "best piece"]
+def pieces_table(content: Row, view: str) -> str:
+    rows = [row for row in content["differences"] if row["view"] == view]
     methods = [name for (name,) in distinct(rows, "method")]
     found = grid(
         rows,

@@ -145,6 +145,7 @@ class Embed:
         str | None, Option("a vector for each span in that column: lists of [start, end] characters", "COLUMN")
     ] = None
     alone: Annotated[bool, Option("read each piece, sentence or span by itself, as if it were a document")] = False
+    blend: Annotated[bool, Option("half of each: the part read by itself, and within its document")] = False
     max_length: Annotated[int | None, Option("most tokens of a document; default: the folder's", "N")] = None
     batch_tokens: Annotated[int, Option("tokens in a batch (default: %(default)s)", "TOKENS")] = 8192
     prompt_name: Annotated[str | None, Option("one of the folder's; default: that of documents", "NAME")] = None
