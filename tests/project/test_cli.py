@@ -121,7 +121,14 @@ def test_push_passes_its_options(calls, arguments, given):
 )
 def test_embed_passes_its_files_and_options(calls, arguments, given):
     assert cli.main(["embed", "model", *arguments, "--output", "v.parquet"]) == 0
-    expected = {"folder": "model", "output": "v.parquet", "column": "text", "sentences": False, "alone": False}
+    expected = {
+        "folder": "model",
+        "output": "v.parquet",
+        "column": "text",
+        "sentences": False,
+        "alone": False,
+        "blend": False,
+    }
     assert calls == [("embed", (), expected | {"batch_tokens": 8192, "dtype": "float32"} | given)]
 
 

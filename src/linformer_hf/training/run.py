@@ -156,15 +156,7 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
     checkpoint = last_whole_checkpoint(folder) if resume else None
     sharding.prepare(trainer, checkpoint)
     if resume:
-        if checkpoint is None and (damaged := {path.name: incomplete(path) for path in ended_in(folder)}):
-            raise ValueError(
-                f"{folder} has no whole checkpoint to resume from: "
-                f"{'; '.join(f'{name}: {problem}' for name, problem in damaged.items())}. Restore one from a copy, or "
-                "delete them to begin anew."
-            )
-        if trainer.is_world_process_zero():
-            set_aside(folder, checkpoint)
-        logger.warning("Resuming from %s.", checkpoint or f"the beginning: {folder} has no whole checkpoint yet")
+        _clear_the_way(trainer, folder, checkpoint)
     filtered = bool((run.recipe.get("training") or {}).get("logging_nan_inf_filter"))
     trainer.args.logging_nan_inf_filter = filtered
     watch = Watch(trainer, run, lambda: last_whole_checkpoint(folder), check=not filtered)
@@ -200,6 +192,19 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
         raise Interrupted(watch.number, last_whole_checkpoint(folder))
     metrics["train_runtime"] += watch.seconds
     return {**metrics, "skipped_steps": watch.skipped, "timed_steps": trainer.state.global_step - watch.untimed}
+
+
+def _clear_the_way(trainer: Trainer, folder: Path, checkpoint: Path | None) -> None:
+    """What lies beyond the checkpoint that is gone on from is set aside; an error where all are damaged."""
+    if checkpoint is None and (damaged := {path.name: incomplete(path) for path in ended_in(folder)}):
+        raise ValueError(
+            f"{folder} has no whole checkpoint to resume from: "
+            f"{'; '.join(f'{name}: {problem}' for name, problem in damaged.items())}. Restore one from a copy, or "
+            "delete them to begin anew."
+        )
+    if trainer.is_world_process_zero():
+        set_aside(folder, checkpoint)
+    logger.warning("Resuming from %s.", checkpoint or f"the beginning: {folder} has no whole checkpoint yet")
 
 
 @contextlib.contextmanager
