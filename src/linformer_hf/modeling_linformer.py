@@ -508,16 +508,22 @@ class LinformerPreTrainedModel(PreTrainedModel):
         row of E keeps its sum. The projected length K stays. Pooled types have no E; their windows follow.
 
         Raises:
-            ValueError: the new N is below a layer's K, or, for `conv`, no multiple of it; or an adapter holds the
-                positions. The model is unchanged then.
+            ValueError: the new N is below a layer's K, or, for `conv`, no multiple of it; or an adapter holds
+                positions, E or F. The model is unchanged then.
         """
         n = new_num_position_embeddings
         config, base = self.config, self.base_model
         positions = base.embeddings.position_embeddings
-        if type(positions) is not nn.Embedding:
+        learned = {
+            name: module
+            for name, module in base.named_modules()
+            if isinstance(module, LinformerProjection) and module.weight is not None
+        }
+        held = [name.removesuffix(".base_layer") for name in learned if name.endswith(".base_layer")]  # PEFT's name
+        if held or type(positions) is not nn.Embedding:
             raise ValueError(
-                f"the position embeddings are wrapped by a {type(positions).__name__}, which would be lost: merge or "
-                "unload the adapter first (PEFT: merge_and_unload)."
+                f"an adapter holds {', '.join(held) or 'embeddings.position_embeddings'} and would be lost, or keep "
+                "the former N: merge or unload it first (PEFT: merge_and_unload)."
             )
         old = config.max_position_embeddings
         config.max_position_embeddings = n
@@ -531,13 +537,13 @@ class LinformerPreTrainedModel(PreTrainedModel):
         base.embeddings.position_embeddings = nn.Embedding.from_pretrained(
             stretched.to(weight.dtype).contiguous(), freeze=not positions.weight.requires_grad
         )
-        for module in base.modules():
-            if isinstance(module, LinformerProjection) and module.weight is not None:
-                resized: torch.Tensor | None = module.resized(n)
-                assert resized is not None
-                if isinstance(module.weight, nn.Parameter):
-                    resized = nn.Parameter(resized, requires_grad=module.weight.requires_grad)
-                module.weight = resized
+        for module in learned.values():
+            resized: torch.Tensor | None = module.resized(n)
+            assert resized is not None
+            assert module.weight is not None
+            if isinstance(module.weight, nn.Parameter):
+                resized = nn.Parameter(resized, requires_grad=module.weight.requires_grad)
+            module.weight = resized
 
 
 @auto_docstring(
@@ -768,20 +774,25 @@ class LinformerForSequenceClassification(LinformerPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))  # [B, num_labels]
-        loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
+        loss = None
+        if labels is not None:
+            problem = self.config.problem_type or self._problem(labels)
+            loss = self._loss(problem, logits, labels, num_items_in_batch)
+            if self.training and self.config.problem_type is None:
+                # By it a pipeline chooses between softmax, sigmoid and the number itself.
+                self.config.problem_type = problem
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
-        problem = self.config.problem_type
-        if problem is None and self.num_labels == 1:
-            problem = "regression"
-        elif problem is None:
-            integer = labels.dtype in (torch.long, torch.int)
-            problem = "single_label_classification" if integer else "multi_label_classification"
-        if self.training:  # by it a pipeline chooses between softmax, sigmoid and the number itself
-            self.config.problem_type = problem
+    def _problem(self, labels: torch.Tensor) -> str:
+        """What labels pose where the configuration does not say it."""
+        if self.num_labels == 1:
+            return "regression"
+        integer = labels.dtype in (torch.long, torch.int)
+        return "single_label_classification" if integer else "multi_label_classification"
+
+    def _loss(self, problem: str, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
         labels, rows = labels.to(logits.device), logits.shape[0]
         if problem == "single_label_classification":
             check_shape("labels (ids of classes, one for each text)", labels, (rows,), (rows, 1))

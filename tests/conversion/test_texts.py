@@ -134,9 +134,13 @@ def test_sources_of_a_corpus(tmp_path):
     assert (source.kind, source.name) == ("hub", "acme/books")
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_bytes(b"b\r\n\r\nb")
-    sources = [corpus_sources(str(place)) for place in (tmp_path, tmp_path / "a.txt", tmp_path / "b.txt")]
-    found = [(source.kind, source.sample_by) for (source,) in sources]
-    assert found == [("files", "document"), ("files", "line"), ("files", "paragraph")]
+    (tmp_path / "c.txt").write_text("\na\nb\n\n\n")
+    places = (tmp_path, *(tmp_path / name for name in ("a.txt", "b.txt", "c.txt")))
+    found = [(source.kind, source.sample_by) for (source,) in (corpus_sources(str(place)) for place in places)]
+    assert found == [("files", "document"), ("files", "line"), ("files", "paragraph"), ("files", "line")]
+    (tmp_path / "c.txt").write_bytes(b"caf\xe9 one\n")
+    with pytest.raises(ValueError, match=r"c\.txt is not UTF-8: .* iconv"):
+        corpus_sources(str(tmp_path / "c.txt"))
 
 
 def test_another_tokenizer_in_the_same_folder_is_not_taken_for_the_first(tokenizers, cache, tmp_path):

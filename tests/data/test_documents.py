@@ -60,9 +60,16 @@ def test_linked_folders_are_read_and_none_twice(tmp_path):
         (tmp_path / name).write_text("text")
     texts = tmp_path / "texts"
     (texts / "part").symlink_to("../other")
+    (texts / "again").symlink_to("../other")
     (texts / "round").symlink_to(".")
     (tmp_path / "other" / "back").symlink_to("../texts")
-    assert find_files(str(texts)) == [texts / "a.txt", texts / "part" / "b.txt"]
+    found = find_files(str(texts))
+    assert [file.name for file in found] == ["a.txt", "b.txt"]
+    (texts / "z").mkdir()
+    (texts / "z" / "c.txt").write_text("text")
+    (texts / "b").symlink_to("z")
+    assert find_files(str(texts))[-1] == texts / "z" / "c.txt"  # under its own name
+    assert len(find_files(str(texts))) == 3
 
 
 def test_a_byte_order_mark_is_no_text_and_an_empty_file_has_none(tmp_path):

@@ -205,6 +205,14 @@ def test_an_error_behind_excel_s_line_names_the_line(tmp_path):
         list(tables.read_rows(tmp_path / "rows.csv", {"x": "a"}))
 
 
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;"])
+def test_a_column_that_is_not_there_is_missed_among_those_that_excel_s_line_parts(tmp_path, line):
+    (tmp_path / "rows.csv").write_text(f"{line}\na;b\n1;2\n", encoding="utf-8")
+    assert list(tables.read_rows(tmp_path / "rows.csv", {"x": "b"})) == [{"x": "2"}]
+    with pytest.raises(tables.TableError, match="has no column 'c'; its columns are a, b"):
+        list(tables.read_rows(tmp_path / "rows.csv", {"x": "c"}))
+
+
 def test_utf_16_is_told_from_latin_1(tmp_path):
     for encoding, known in (("utf-16", "UTF-16"), ("latin-1", "LATIN1")):
         (tmp_path / "a.txt").write_text("é", encoding=encoding)

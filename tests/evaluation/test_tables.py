@@ -58,7 +58,9 @@ def test_every_table_is_there_and_what_is_missing_is_left_out():
     assert text.count("**") == 12
     blended = content()
     blended["differences"].append(blended["differences"][-1] | {"view": "best piece, blended", "value": 0.5})
-    assert "| 128 | 0.000 | 0.500; -; +0.250 (-0.125 to +0.500) |" in markdown(blended).split("half read alone")[1]
+    assert (
+        "| 128 | 0.000 | 0.500; -; +0.250 (-0.125 to +0.500) |" in markdown(blended).split("half the source's alone")[1]
+    )
     assert "| search-bible | 80 | 3,000 (1,500 to 4,096) | 200 |  |  | what it is |" in text
     assert "| mine | 500 (400 to 610) | 20 | 2 of 5 |" in text
     assert "Documents of 4,096, 4,000 tokens, 2 thread(s), float32, a processor" in text

@@ -173,15 +173,29 @@ def test_each_row_of_a_batch_may_have_its_own_adapter(projection):
 
 
 @pytest.mark.parametrize(
-    "options", [{"target_modules": ["position_embeddings"]}, {"modules_to_save": ["position_embeddings"]}]
+    "options",
+    [
+        {"target_modules": ["position_embeddings"]},
+        {"modules_to_save": ["position_embeddings"]},
+        {"target_modules": [], "target_parameters": ["projection.weight"]},
+    ],
 )
-def test_positions_that_an_adapter_holds_are_not_resized_without_it(options):
+def test_what_an_adapter_holds_of_n_positions_is_not_resized_without_it(options):
     options = {"target_modules": ["query"], **options}
     model, (ids, _, mask) = get_peft_model(tiny_model(), LoraConfig(init_lora_weights=False, **options)), tiny_batch()
     before = model.eval()(input_ids=ids, attention_mask=mask).last_hidden_state
-    with pytest.raises(ValueError, match=r"position embeddings are wrapped by a \w+, .* merge or unload"):
+    with pytest.raises(ValueError, match=r"an adapter holds [\w.]+ and would be lost, .* merge or unload"):
         model.base_model.model.resize_position_embeddings(2 * model.config.max_position_embeddings)
     torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).last_hidden_state, before, rtol=0, atol=0)
+
+
+def test_other_adapters_are_no_obstacle_to_a_resize():
+    config = LoraConfig(target_modules=["query"], modules_to_save=["projection"], init_lora_weights=False)
+    model, (ids, _, mask) = get_peft_model(tiny_model(), config).eval(), tiny_batch()
+    n = 2 * model.config.max_position_embeddings
+    model.base_model.model.resize_position_embeddings(n)
+    assert model(input_ids=ids, attention_mask=mask).last_hidden_state.isfinite().all()
+    assert {p.shape[-1] for name, p in model.named_parameters() if "projection" in name} == {n}
 
 
 @pytest.mark.parametrize("projection", [{"projection_type": "linear"}, PER_HEAD, CONVERTED], ids=name_of)

@@ -882,6 +882,10 @@ def test_sequence_classification_losses(num_labels, labels, formula):
 )
 def test_what_training_s_labels_pose_is_kept_for_the_pipeline(num_labels, labels, problem, tmp_path):
     model = tiny_model(LinformerForSequenceClassification, num_labels=num_labels).train()
+    if num_labels > 1:
+        with pytest.raises(ValueError, match="labels of shape"):  # and what is refused is not kept
+            model(**head_inputs(type(model)), labels=torch.ones(5))
+        assert model.config.problem_type is None
     model(**head_inputs(type(model)), labels=labels)
     model.save_pretrained(tmp_path)
     assert LinformerConfig.from_pretrained(tmp_path).problem_type == problem

@@ -13,6 +13,7 @@ import pytest
 
 from linformer_hf.paper import grid as cells
 from linformer_hf.paper.grid import Cell, run_all
+from linformer_hf.utils.files import write_json
 from linformer_hf.utils.recipe import Recipe
 from waiting import HANG, wait_for
 
@@ -181,3 +182,27 @@ def test_a_stream_s_readers_make_no_other_recipe(tmp_path, asked, left, own):
     )
     assert cell.is_own({"data": left, "training": training}) is own
     assert not cell.is_own(None)
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers", "goes_on"), [(2, 0, True), (4, 0, False), (1, 2, True), (1, 0, False)]
+)
+def test_a_stream_goes_on_with_as_many_readers_only(tmp_path, monkeypatch, processes, workers, goes_on):
+    folder = tmp_path / "run"
+    training = {"output_dir": str(folder), "dataloader_num_workers": workers}
+    asked = {"data": {"streaming": True}, "training": training}
+    (folder / "stage-1").mkdir(parents=True)
+    write_json(folder / "recipe.json", {**asked, "data": {"streaming": True, "readers": 2}})
+    cell = Cell("pretrain", lambda path, _: Recipe(asked, {}, path), "r", folder, [], processes)
+    assert not cell.can_go_on()  # from nothing
+    (folder / "stage-1" / "stage.json").touch()
+    assert cell.can_go_on() is goes_on
+
+
+def test_the_log_of_a_run_that_goes_on_is_kept(tmp_path):
+    cell = Cell("convert", None, "--help", tmp_path / "run", [])
+    cell.log.write_text("before\n", encoding="utf-8")
+    cell.start(1, cells.Children(), resume=True)
+    assert cell.log.read_text(encoding="utf-8").startswith("before\nusage:")
+    cell.start(1, cells.Children())
+    assert cell.log.read_text(encoding="utf-8").startswith("usage:")

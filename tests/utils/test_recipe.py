@@ -196,7 +196,9 @@ def test_overrides_make_sections_that_the_file_lacks(load):
     assert load("entries: [{path: a}]", "entries.0.path=x").build("entries") == [Part("x")]
 
 
-@pytest.mark.parametrize("text", ["outs/exp #3", "|", ">", ",", "a: b", "- a", "*a", "&a", "!a", "%", "@x", "a [b]"])
+@pytest.mark.parametrize(
+    "text", ["outs/exp #3", "|", ">", ",", "a: b", "- a", "*a", "&a", "!a", "%", "@x", "a [b]", "=", "<<"]
+)
 def test_text_on_the_command_line_stands_as_it_is(load, text):
     assert load("", f"main.name={text}").build("main").name == text
     assert load("", f"main.name= {text} ").build("main").name == text

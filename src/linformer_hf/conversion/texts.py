@@ -1,5 +1,6 @@
 """Rows of real text for calibration and for measuring: calibration and held-out rows never share a document."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data import demo_texts
 from ..data.corpus import prepare
 from ..data.documents import PretrainingData, Source, find_files
-from ..data.tables import kind_of, text_of
+from ..data.tables import check_utf8, kind_of, text_of
 from ..data.tokenizer import stored
 from ..utils.places import own_name
 
@@ -42,8 +43,10 @@ def corpus_sources(corpus: str) -> list[Source]:
     files = find_files(corpus)
     sample_by: Any = "document"
     if [kind_of(file) for file in files] == ["text"]:  # documents are held out whole, so it must be several of them
+        check_utf8(files[0])
         with text_of(files[0]) as lines:
-            sample_by = "paragraph" if any(not line.rstrip("\r\n") for line in lines) else "line"
+            runs = [held for held, _ in itertools.groupby(bool(line.rstrip("\r\n")) for line in lines)]
+        sample_by = "paragraph" if runs.count(True) > 1 else "line"
     return [Source(kind="files", path=corpus, sample_by=sample_by)]
 
 

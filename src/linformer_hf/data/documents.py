@@ -284,8 +284,14 @@ def _all_files(folder: Path) -> Iterator[Path]:
     """What is in a folder and its folders, linked ones too, but none twice (links may go round) and no hidden one."""
     seen: set[Path] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        seen.add(Path(place).resolve())
-        folders[:] = [name for name in folders if not _hidden(name) and Path(place, name).resolve() not in seen]
+        if (real := Path(place).resolve()) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        # A folder under its own name before one that leads to it.
+        folders[:] = sorted(
+            (name for name in folders if not _hidden(name)), key=lambda name: Path(place, name).is_symlink()
+        )
         yield from (Path(place, name) for name in names if not _hidden(name))
 
 

@@ -264,7 +264,7 @@ def _records(stream: TextIO, **layout: Any) -> Iterator[tuple[int, list[str]]]:
 def _to_header(stream: TextIO) -> str:
     """Go to the header; the separator that Excel's line `sep=;` before it names, or nothing."""
     stream.seek(0)
-    found = re.fullmatch(r"sep=(.)\s*", stream.readline(10))
+    found = re.fullmatch(r'"?sep=(.)"?\s*', stream.readline(10), re.IGNORECASE)
     stream.seek(0 if found is None else stream.tell())
     return found[1] if found else ""
 
@@ -274,7 +274,8 @@ def _layout(stream: TextIO, separator: str, wanted: set[str]) -> dict[str, Any]:
 
     Many .tsv files have quotes that are part of the text; with them as marks, lines run together.
     """
-    for candidate in (_to_header(stream) or separator, *SEPARATORS):
+    separator = _to_header(stream) or separator
+    for candidate in (separator, *SEPARATORS):
         _to_header(stream)
         if wanted <= set(next(filter(None, csv.reader(stream, delimiter=candidate)), [])):
             separator = candidate
@@ -442,9 +443,8 @@ def check_utf8(file: Path) -> None:
                 packed = (way_out for mark, way_out in PACKED.items() if not offset and block.startswith(mark))
                 found = "UTF-16" if place == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
                 way_out = next(packed, f"Convert it, for example with: iconv -f {found} -t UTF-8.")
-                raise ValueError(
-                    f"{file} is not UTF-8: byte {place:,} cannot be read ({error.reason}). {way_out}"
-                ) from None
+                found = f"byte {place:,} cannot be read ({error.reason})"
+                raise ValueError(f"{file} is not UTF-8: {found}. {way_out}") from None
             if not block:
                 return
             offset += len(block)

@@ -205,9 +205,9 @@ def _scores(
         if size != WHOLE:
             nearness = scores.nearest_piece(queries, pieces)
             made |= {(BEST_PIECE, int(size), metric): one for metric, one in scores.search(task, nearness).items()}
-        if WHOLE in found and size in alone:
-            both = scores.blended(pieces, store.get(alone[size], task.texts)[size])
-            nearness = scores.nearest_piece(queries, both)
+        own = store.get(alone[size], task.texts)[size] if WHOLE in found and size in alone else []
+        if [len(vectors) for vectors in own] == [len(vectors) for vectors in pieces]:  # a prompt cuts them otherwise
+            nearness = scores.nearest_piece(queries, scores.blended(pieces, own))
             made |= {(BLENDED, int(size), metric): one for metric, one in scores.search(task, nearness).items()}
     return made
 

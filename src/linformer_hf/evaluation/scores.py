@@ -67,7 +67,11 @@ def nearest_piece(queries: torch.Tensor, pieces: Sequence[torch.Tensor]) -> torc
 
 
 def blended(pieces: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Each piece half way between one pass over its document and a pass over itself, as `embed --blend` makes it."""
+    """Each piece half way between one pass over its document and the source's vector of it alone.
+
+    So `embed --blend` makes it where the encoder reads a piece as its source does: up to K tokens, short inputs not
+    trained.
+    """
     return [blend(one, other) for one, other in zip(pieces, alone, strict=True)]
 
 

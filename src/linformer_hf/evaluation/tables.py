@@ -54,7 +54,7 @@ def markdown(content: Row) -> str:
         ("One vector for each document", one_vector_table(content)),
         ("Difference from the best pieces, one vector", differences_table(content)),
         ("The best piece of each document", pieces_table(content, "best piece")),
-        ("The best piece, half read alone and half in its document", pieces_table(content, "best piece, blended")),
+        ("The best piece, half the source's alone and half of one pass", pieces_table(content, "best piece, blended")),
         ("What is left at length", lengths_table(content["over_lengths"])),
         ("Time and memory of one document", costs_table(content)),
     ]

@@ -72,7 +72,7 @@ class Forked:
 
 def _main(arguments: Sequence[str], log: Path, threads: int, parent: int) -> None:
     """What a forked process does: as `python -m linformer_hf`, told to `log`."""
-    with log.open("wb") as file:
+    with log.open(_mode(arguments)) as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     # The platform's own again: else a DataLoader's workers come from a server that imports all of it anew.
@@ -81,6 +81,11 @@ def _main(arguments: Sequence[str], log: Path, threads: int, parent: int) -> Non
     os.environ |= {"OMP_NUM_THREADS": str(threads), PARENT: str(parent)}
     sys.argv = [PACKAGE, *arguments]
     runpy.run_module(PACKAGE, run_name="__main__", alter_sys=True)
+
+
+def _mode(arguments: Sequence[str]) -> str:
+    """Of a run's log, which goes on where the run does."""
+    return "ab" if "--resume" in arguments else "wb"
 
 
 @dataclass
@@ -161,7 +166,10 @@ class Cell:
             return False
         legs = [self.folder, *self.folder.glob("stage-*")]
         whole = any((leg / STAGE_FILE).exists() or last_whole_checkpoint(leg) for leg in legs)
-        return whole and self.is_own(begun)
+        data, training = (begun.get(section) or {} for section in ("data", "training"))
+        readers = self.processes * max(1, training.get("dataloader_num_workers") or 0)
+        same = not data.get("streaming") or data.get("readers") == readers  # a stream goes on with as many only
+        return whole and same and self.is_own(begun)
 
     def is_own(self, recipe: Mapping[str, Any] | None) -> bool:
         """Whether a run of it would have left this recipe, in which a stream's readers are counted."""
@@ -189,7 +197,7 @@ class Cell:
         tqdm.write(f"== {self.folder}: its progress is in {self.log}")
         if self.processes == 1 and "forkserver" in multiprocessing.get_all_start_methods():
             return children.wait_for(lambda: Forked(arguments, self.log, threads))
-        with self.log.open("wb") as log:
+        with self.log.open(_mode(arguments)) as log:
             environment["OMP_NUM_THREADS"] = str(threads)
             return children.call(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 

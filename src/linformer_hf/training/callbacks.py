@@ -51,6 +51,13 @@ class Watch(TrainerCallback):
         self.untimed = 0  # steps before this process's whose seconds are not known
         self.rows: list[torch.Tensor] = []  # input_ids of the step's batches
         self._note_rows()
+        save = trainer._save_checkpoint  # behind the evaluation, which may be what asks for it
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self._note(trainer.state)
+            return save(*args, **kwargs)
+
+        trainer._save_checkpoint = noted
 
     def _note_rows(self) -> None:
         """Trainer shows a step's rows to no callback."""
@@ -119,8 +126,6 @@ class Watch(TrainerCallback):
             and not all(torch.isfinite(parameter.detach()).all() for parameter in model.parameters())
         ):
             self._refuse("a weight", state.global_step)  # rather than write a checkpoint that is worth nothing
-        if control.should_save:
-            self._note(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopping and abs(state.epoch - round(state.epoch)) > 1e-9:
@@ -129,8 +134,6 @@ class Watch(TrainerCallback):
             control.should_log = control.should_evaluate = control.should_save = False
         elif self._agreed(args):  # at the end of an epoch, perhaps after it was evaluated
             control.should_save = control.should_training_stop = True
-        if control.should_save:
-            self._note(state)
 
     def _agreed(self, args: Any) -> bool:
         """Whether any process has had a signal: all must stop at the same step, or the others wait for it forever."""

@@ -172,7 +172,7 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
             trainer.is_in_train = False
             if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
-            metrics = {"train_runtime": 0.0, "train_samples_per_second": 0.0}
+            metrics = {"train_runtime": 0.0}
         except Exception as error:
             if lost(error):
                 raise ConnectionError(
@@ -190,8 +190,11 @@ def train(trainer: Trainer, folder: Path, run: Run, resume: bool) -> dict[str, f
     trainer.remove_callback(seal)
     if watch.number:
         raise Interrupted(watch.number, last_whole_checkpoint(folder))
-    metrics["train_runtime"] += watch.seconds
-    return {**metrics, "skipped_steps": watch.skipped, "timed_steps": trainer.state.global_step - watch.untimed}
+    seconds, steps = metrics["train_runtime"] + watch.seconds, trainer.state.global_step - watch.untimed
+    # Trainer's own rate divides the rows of all steps by the seconds of this process.
+    rate = steps * trainer.get_total_train_batch_size(trainer.args) / seconds if seconds else 0.0
+    timed = {"train_runtime": seconds, "train_samples_per_second": rate, "timed_steps": steps}
+    return {**metrics, **timed, "skipped_steps": watch.skipped}
 
 
 def _clear_the_way(trainer: Trainer, folder: Path, checkpoint: Path | None) -> None:

@@ -212,8 +212,9 @@ def _value(text: str) -> Any:
     if text[0] in "[{\"'":
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
     loader = _Loader("")
-    node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
-    return loader.construct_object(node)
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    plain = tag.rpartition(":")[2] in ("null", "bool", "int", "float")  # and not YAML's own `=` and `<<`
+    return loader.construct_object(yaml.ScalarNode(tag, text)) if plain else text
 
 
 def fields_of(cls: type) -> dict[str, Any]:
