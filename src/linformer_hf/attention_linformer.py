@@ -182,7 +182,8 @@ class LinformerSelfAttention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         self.attention_head_size = config.hidden_size // config.num_attention_heads
         self.scaling = self.attention_head_size**-0.5
-        self.dropout = LinformerDropout(config.attention_probs_dropout_prob)  # its rate is read, it is not called
+        # As BERT's: its rate is read, it is not called.
+        self.dropout: nn.Module = LinformerDropout(config.attention_probs_dropout_prob)
         # What of the projection is needed here; it may be wrapped, so it is not asked.
         self.projection_type = config.projection_type
         self.local_window = config.local_window
@@ -272,12 +273,18 @@ class LinformerSelfAttention(nn.Module):
     def implementation(self, query: torch.Tensor, bias: torch.Tensor | None) -> tuple[Callable, float, bool]:
         """The chosen attention function, the dropout, and whether it is sdpa's but written out (see the top)."""
         attention = attention_function(self.config._attn_implementation)
-        dropout = self.dropout.p if self.training else 0.0
+        dropout = self.dropout_rate() if self.training else 0.0
         faster = query.dtype != torch.float16 and (dropout > 0 or query.dtype == torch.bfloat16)
         # With a bias the kernel takes no empty batch, and gives it no gradient where torch.func looks on.
         faster |= not query.shape[0] or (bias is not None and transformed() and torch.is_grad_enabled())
         plain = attention is sdpa_attention_forward and query.device.type == "cpu" and not is_tracing(query)
         return attention, dropout, plain and faster
+
+    def dropout_rate(self) -> float:
+        """Of what stands there now: somebody may have wrapped the dropout, or put nn.Identity in its place."""
+        rate = getattr(self.dropout, "p", None)
+        inner = (module.p for module in self.dropout.modules() if isinstance(module, nn.Dropout))
+        return next(inner, 0.0) if rate is None else rate
 
     def banded_attention(
         self,

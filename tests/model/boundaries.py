@@ -120,6 +120,7 @@ def hooked(model, name: str, seen: Seen, stack: ExitStack) -> None:
 
 
 def names_of(model) -> list[str]:
-    """Every module but the second layer's, which is like the first, and lists, which are not called."""
+    """Every module but the second layer's, which is like the first, and those that are not called, as in BERT: lists
+    and attention's dropout, whose rate is read."""
     names = [name for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList)]
-    return [name for name in names if ".layer.1" not in f".{name}"]
+    return [name for name in names if ".layer.1" not in f".{name}" and not name.endswith("attention.self.dropout")]

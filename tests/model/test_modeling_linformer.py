@@ -899,8 +899,13 @@ def test_switching_off_every_dropout_module_leaves_none():
             module.p = 0.0
     one, other = (model(ids, mask).last_hidden_state for _ in range(2))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
-    model.encoder.layer[0].attention.self.dropout.p = 0.5
+    inner = model.encoder.layer[0].attention.self
+    inner.dropout.p = 0.5
     assert not torch.equal(model(ids, mask).last_hidden_state, one)
+    inner.dropout = torch.nn.Sequential(inner.dropout)
+    assert not torch.equal(model(ids, mask).last_hidden_state, one)
+    inner.dropout = torch.nn.Identity()
+    torch.testing.assert_close(model(ids, mask).last_hidden_state, one, rtol=0, atol=0)
 
 
 def test_problem_type_decides_where_it_is_given():
