@@ -78,7 +78,7 @@ def test_a_byte_order_mark_is_no_text_and_an_empty_file_has_none(tmp_path):
         data = PretrainingData([Source("files", path=str(tmp_path / "a.txt"), sample_by=sample_by)])
         assert list(read_documents(data)["text"]) == texts
     (tmp_path / "a.txt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a.txt holds no text: the file is empty\."):
+    with pytest.raises(ValueError, match=r"a.txt is empty: it holds no document with text\."):
         read_documents(PretrainingData([Source("files", path=str(tmp_path / "a.txt"))]))
 
 

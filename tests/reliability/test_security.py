@@ -304,12 +304,14 @@ def test_yaml_cannot_make_objects(tag, where, recipe, mark, tmp_path, capsys):
         (tmp_path / "r.yaml").write_text(f"model:\n  hidden_size: {value}\n", encoding="utf-8")
         line = error_line(capsys, "pretrain", str(tmp_path / "r.yaml"))
     else:
-        line = error_line(capsys, "pretrain", recipe, f"model.hidden_size={value}")
+        plain = error_line(capsys, "pretrain", recipe, f"model.hidden_size={value}")
+        assert f"must be an integer, got the text {value!r}" in plain
+        line = error_line(capsys, "pretrain", recipe, f"training.lr_scheduler_kwargs={{x: {value}}}")
     assert "not valid YAML" in line
 
 
 def test_a_recipe_that_holds_itself_is_refused(recipe, capsys):
-    line = error_line(capsys, "pretrain", recipe, "training.lr_scheduler_kwargs=&a {x: *a}")
+    line = error_line(capsys, "pretrain", recipe, "training.lr_scheduler_kwargs={x: &a [*a]}")
     assert "holds itself" in line
 
 

@@ -15,6 +15,7 @@ from .cache import checksum
 
 
 FORMAT = 7  # raise it when the content of prepared folders changes: old ones are then not found any more
+_EMPTY = "the source {} is empty: it holds no document with text."
 
 
 @dataclass
@@ -147,7 +148,7 @@ def _read_source(source: Source, data: PretrainingData) -> Dataset:
             rows = rows.select(range(min(len(rows), data.max_documents * source.rows_per_document)))
         rows = documents_from(rows, source, desc=f"reading {source.title}")
     if not len(rows):
-        raise ValueError(f"the source {source.title} is empty: it holds no document with text.")
+        raise ValueError(_EMPTY.format(source.title))
     if data.max_documents is not None and len(rows) > data.max_documents:
         rows = rows.select(range(data.max_documents))
     return rows
@@ -195,7 +196,7 @@ def load_rows(source: Source, streaming: bool) -> Any:
     if kind in ("csv", "json"):
         return _load_tables(source, files, streaming)
     if kind == "text" and not any(file.stat().st_size for file in files):
-        raise ValueError(f"{source.path} holds no text: {'the file is' if len(files) == 1 else 'all files are'} empty.")
+        raise ValueError(_EMPTY.format(source.title))
     options = {"sample_by": source.sample_by, "encoding": "utf-8-sig"} if kind == "text" else {}
     names = [glob.escape(str(file)) for file in files]  # brackets would make a pattern of a name
     try:
