@@ -282,9 +282,7 @@ class LinformerSelfAttention(nn.Module):
 
     def dropout_rate(self) -> float:
         """Of what stands there now: somebody may have wrapped the dropout, or put nn.Identity in its place."""
-        rate = getattr(self.dropout, "p", None)
-        inner = (module.p for module in self.dropout.modules() if isinstance(module, nn.Dropout))
-        return next(inner, 0.0) if rate is None else rate
+        return next((module.p for module in self.dropout.modules() if isinstance(module, nn.Dropout)), 0.0)
 
     def banded_attention(
         self,

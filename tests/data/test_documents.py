@@ -77,9 +77,11 @@ def test_a_byte_order_mark_is_no_text_and_an_empty_file_has_none(tmp_path):
     for sample_by, texts in (("document", ["hello\n\nthere"]), ("paragraph", ["hello", "there"])):
         data = PretrainingData([Source("files", path=str(tmp_path / "a.txt"), sample_by=sample_by)])
         assert list(read_documents(data)["text"]) == texts
-    (tmp_path / "a.txt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a.txt is empty: it holds no document with text\."):
-        read_documents(PretrainingData([Source("files", path=str(tmp_path / "a.txt"))]))
+    for content in (b"", b"\n\n"):
+        (tmp_path / "a.txt").write_bytes(content)
+        for sample_by in ("document", "paragraph", "line"):
+            with pytest.raises(ValueError, match=r"a.txt is empty: it holds no document with text\."):
+                read_documents(PretrainingData([Source("files", path=str(tmp_path / "a.txt"), sample_by=sample_by)]))
 
 
 def test_what_is_hidden_in_a_folder_is_no_text_of_it(tmp_path):

@@ -13,7 +13,6 @@ import pytest
 
 from linformer_hf.paper import grid as cells
 from linformer_hf.paper.grid import Cell, run_all
-from linformer_hf.utils.files import write_json
 from linformer_hf.utils.recipe import Recipe
 from waiting import HANG, wait_for
 
@@ -164,39 +163,6 @@ def test_a_run_that_was_killed_as_it_began_is_begun_anew(tmp_path, started):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".recipe.json.123").write_text("{", encoding="utf-8")
     assert make(tmp_path / "run").run()["n"] == "run"
-
-
-@pytest.mark.parametrize(
-    ("asked", "left", "own"),
-    [
-        ({"streaming": True}, {"streaming": True, "readers": 2}, True),  # `pretrain` counts them where nobody says
-        ({"streaming": True, "readers": 4}, {"streaming": True, "readers": 2}, False),
-        ({"streaming": True}, {"readers": 2}, False),
-        ({}, {}, True),
-    ],
-)
-def test_a_stream_s_readers_make_no_other_recipe(tmp_path, asked, left, own):
-    training = {"output_dir": str(tmp_path / "run")}
-    cell = Cell(
-        "pretrain", lambda path, _: Recipe({"data": asked, "training": training}, {}, path), "r", tmp_path / "run", []
-    )
-    assert cell.is_own({"data": left, "training": training}) is own
-    assert not cell.is_own(None)
-
-
-@pytest.mark.parametrize(
-    ("processes", "workers", "goes_on"), [(2, 0, True), (4, 0, False), (1, 2, True), (1, 0, False)]
-)
-def test_a_stream_goes_on_with_as_many_readers_only(tmp_path, monkeypatch, processes, workers, goes_on):
-    folder = tmp_path / "run"
-    training = {"output_dir": str(folder), "dataloader_num_workers": workers}
-    asked = {"data": {"streaming": True}, "training": training}
-    (folder / "stage-1").mkdir(parents=True)
-    write_json(folder / "recipe.json", {**asked, "data": {"streaming": True, "readers": 2}})
-    cell = Cell("pretrain", lambda path, _: Recipe(asked, {}, path), "r", folder, [], processes)
-    assert not cell.can_go_on()  # from nothing
-    (folder / "stage-1" / "stage.json").touch()
-    assert cell.can_go_on() is goes_on
 
 
 def test_the_log_of_a_run_that_goes_on_is_kept(tmp_path):

@@ -75,6 +75,44 @@ def test_cells_differ_in_their_overrides_only(ran):
         assert (ran / picture).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("processes", "workers", "said", "readers"), [(1, 0, None, 1), (2, 3, None, 6), (2, 0, 4, 4)])
+def test_a_cell_says_the_readers_of_a_stream(place, processes, workers, said, readers):
+    """Else its run would count them and write another recipe than the cell has."""
+    stream = [
+        "data.streaming=true",
+        "data.validation_fraction=0.05",
+        "data.validation_documents=2",
+        "data.vocab_size=512",
+    ]
+    stream += [
+        "data.tokenizer=one",
+        f"training.dataloader_num_workers={workers}",
+        *([f"data.readers={said}"] if said else []),
+    ]
+    section = Sweep("out", str(place / "base.yaml"), {"a": stream}, processes=processes)
+    cell = section.cell("a", 0)
+    assert cell.read(cell.recipe, cell.overrides).values("data")["readers"] == readers
+    section = Sweep("out", str(place / "base.yaml"), {"a": []}, processes=processes)
+    assert not any("readers" in change for change in section.cell("a", 0).overrides)
+
+
+def test_a_streamed_sweep_knows_its_own_runs(place, tokenizers, tmp_path, monkeypatch):
+    tokenizers["wordpiece"].save_pretrained(tmp_path / "tokenizer")
+    data = {"sources": [{"kind": "files", "path": str(tmp_path / "t.jsonl")}], "streaming": True}
+    data |= {"tokenizer": str(tmp_path / "tokenizer"), "validation_documents": 5}
+    lines = [json.dumps({"text": f"the river is {i} miles long and the stone is old. " * 4}) for i in range(60)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    base = json.loads((place / "base.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "base.yaml").write_text(json.dumps({**base, "data": data}), encoding="utf-8")
+    section = {"output_dir": str(tmp_path / "out"), "recipe": str(tmp_path / "base.yaml"), "cells": {"a": []}}
+    (tmp_path / "r.yaml").write_text(json.dumps({"sweep": {**section, "seeds": [0], "jobs": 2}}), encoding="utf-8")
+    verb.sweep(tmp_path / "r.yaml")
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    monkeypatch.setattr(cells.Cell, "start", lambda *_, **__: pytest.fail("a finished cell was run again"))
+    verb.sweep(tmp_path / "r.yaml")
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
 def test_cells_are_run_at_every_scale_and_compared_there(place, tmp_path, monkeypatch):
     asked, failing = [], []
 

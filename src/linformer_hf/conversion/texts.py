@@ -45,8 +45,8 @@ def corpus_sources(corpus: str) -> list[Source]:
     if [kind_of(file) for file in files] == ["text"]:  # documents are held out whole, so it must be several of them
         check_utf8(files[0])
         with text_of(files[0]) as lines:
-            runs = [held for held, _ in itertools.groupby(bool(line.rstrip("\r\n")) for line in lines)]
-        sample_by = "paragraph" if runs.count(True) > 1 else "line"
+            runs = (held for held, _ in itertools.groupby(bool(line.rstrip("\r\n")) for line in lines) if held)
+            sample_by = "paragraph" if len(list(itertools.islice(runs, 2))) == 2 else "line"
     return [Source(kind="files", path=corpus, sample_by=sample_by)]
 
 

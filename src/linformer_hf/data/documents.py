@@ -15,7 +15,6 @@ from .cache import checksum
 
 
 FORMAT = 7  # raise it when the content of prepared folders changes: old ones are then not found any more
-_EMPTY = "the source {} is empty: it holds no document with text."
 
 
 @dataclass
@@ -148,7 +147,7 @@ def _read_source(source: Source, data: PretrainingData) -> Dataset:
             rows = rows.select(range(min(len(rows), data.max_documents * source.rows_per_document)))
         rows = documents_from(rows, source, desc=f"reading {source.title}")
     if not len(rows):
-        raise ValueError(_EMPTY.format(source.title))
+        raise ValueError(f"the source {source.title} is empty: it holds no document with text.")
     if data.max_documents is not None and len(rows) > data.max_documents:
         rows = rows.select(range(data.max_documents))
     return rows
@@ -195,13 +194,16 @@ def load_rows(source: Source, streaming: bool) -> Any:
             tables.check_utf8(file)
     if kind in ("csv", "json"):
         return _load_tables(source, files, streaming)
-    if kind == "text" and not any(file.stat().st_size for file in files):
-        raise ValueError(_EMPTY.format(source.title))
-    options = {"sample_by": source.sample_by, "encoding": "utf-8-sig"} if kind == "text" else {}
+    options: dict[str, Any] = {}
+    if kind == "text":
+        options = {"sample_by": source.sample_by, "encoding": "utf-8-sig"}
+        options["features"] = Features({"text": Value("string")})  # a file without rows tells none
     names = [glob.escape(str(file)) for file in files]  # brackets would make a pattern of a name
     try:
         return load_dataset(kind, data_files=names, split="train", streaming=streaming, **options)
     except Exception as error:  # pyarrow has errors of every kind for a damaged file
+        if kind == "text" and not streaming and next(iter(load_rows(source, streaming=True)), None) is None:
+            return Dataset.from_dict({"text": []})  # `datasets` keeps no split without rows
         raise ValueError(f"{source.path} cannot be read as {kind}: {error.__cause__ or error}") from error
 
 

@@ -222,7 +222,7 @@ def _binary(file: Path) -> BinaryIO:
 
 
 def text_of(file: Path) -> TextIO:
-    # Spreadsheets begin their files with a byte order mark.
+    """A file's text, line ends as they are, without the byte order mark that spreadsheets begin with."""
     return io.TextIOWrapper(_binary(file), encoding="utf-8-sig", newline="")
 
 
@@ -264,9 +264,10 @@ def _records(stream: TextIO, **layout: Any) -> Iterator[tuple[int, list[str]]]:
 def _to_header(stream: TextIO) -> str:
     """Go to the header; the separator that Excel's line `sep=;` before it names, or nothing."""
     stream.seek(0)
-    found = re.fullmatch(r'"?sep=(.)"?\s*', stream.readline(10), re.IGNORECASE)
-    stream.seek(0 if found is None else stream.tell())
-    return found[1] if found else ""
+    if found := re.fullmatch(r'"?sep=(.)"?\s*', stream.readline(10), re.IGNORECASE):
+        return found[1]
+    stream.seek(0)
+    return ""
 
 
 def _layout(stream: TextIO, separator: str, wanted: set[str]) -> dict[str, Any]:
@@ -405,27 +406,6 @@ def _no_word(file: Path, number: int, line: str, found: int, width: int) -> str:
     )
 
 
-def squad_rows(file: Path) -> list[dict[str, Any]] | None:
-    """`text`, `pair` and `label` of the questions of a file as SQuAD has it; None if it is another.
-
-    Raises:
-        TableError: it begins as SQuAD does, and goes on otherwise.
-    """
-    try:
-        articles = json.loads(read_text(file))["data"] if suffix_of(file) == ".json" else None
-    except (ValueError, TypeError, KeyError):  # lines of JSON, or a list of rows
-        return None
-    try:
-        return articles and [
-            {"text": asked["question"], "pair": passage["context"], "label": asked.get("answers")}
-            for article in articles
-            for passage in article["paragraphs"]
-            for asked in passage["qas"]
-        ]
-    except (TypeError, KeyError) as error:
-        raise TableError(f"{file} has `data`, but not as SQuAD has it: {error}.") from None
-
-
 def check_utf8(file: Path) -> None:
     """Raise a ValueError with the place of the first byte that is not UTF-8, or if a .gz file cannot be unpacked."""
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
@@ -440,11 +420,12 @@ def check_utf8(file: Path) -> None:
             except UnicodeDecodeError as error:
                 # The decoder counts from the bytes that it kept of a character begun in the block before.
                 place = offset - len(decoder.getstate()[0]) + error.start
+                utf16 = place == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                convert = f"Convert it, for example with: iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8."
                 packed = (way_out for mark, way_out in PACKED.items() if not offset and block.startswith(mark))
-                found = "UTF-16" if place == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
-                way_out = next(packed, f"Convert it, for example with: iconv -f {found} -t UTF-8.")
-                found = f"byte {place:,} cannot be read ({error.reason})"
-                raise ValueError(f"{file} is not UTF-8: {found}. {way_out}") from None
+                raise ValueError(
+                    f"{file} is not UTF-8: byte {place:,} cannot be read ({error.reason}). {next(packed, convert)}"
+                ) from None
             if not block:
                 return
             offset += len(block)

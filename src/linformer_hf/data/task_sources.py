@@ -1,5 +1,6 @@
 """Where labelled rows come from: the Hub, files of one's own, the texts of installed packages."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -217,9 +218,30 @@ def _table(data: TaskData, source: str) -> _Table:
         return _Table(source, columns, tables.conll_rows(file), None)
     if data.kind == "pairs" and tables.has_column(file, _NEGATIVE):
         columns.setdefault(_NEGATIVE, _NEGATIVE)
-    squad = tables.squad_rows(file) if data.kind == "question-answering" else None
+    squad = _squad_rows(file) if data.kind == "question-answering" else None
     rows = tables.read_rows(file, columns) if squad is None else squad
     return _Table(source, columns, rows, tables.class_names(tables.features_of(file), columns.get("label", "")))
+
+
+def _squad_rows(file: Path) -> list[dict[str, Any]] | None:
+    """`text`, `pair` and `label` of the questions of a file as SQuAD has it; None if it is another.
+
+    Raises:
+        TableError: it begins as SQuAD does, and goes on otherwise.
+    """
+    try:
+        articles = json.loads(tables.read_text(file))["data"] if tables.suffix_of(file) == ".json" else None
+    except (ValueError, TypeError, KeyError):  # lines of JSON, or a list of rows
+        return None
+    try:
+        return articles and [
+            {"text": asked["question"], "pair": passage["context"], "label": asked.get("answers")}
+            for article in articles
+            for passage in article["paragraphs"]
+            for asked in passage["qas"]
+        ]
+    except (TypeError, KeyError) as error:
+        raise TableError(f"{file} has `data`, but not as SQuAD has it: {error}.") from None
 
 
 def _read(data: TaskData, table: _Table) -> Dataset:

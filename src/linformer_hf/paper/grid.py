@@ -142,13 +142,11 @@ class Cell:
             if not any(RECIPE_FILE in path.name for path in self.folder.iterdir()):
                 raise ValueError(f"{self.folder} holds something that is no run; choose another output_dir.")
             going_on = self.can_go_on()
-            how = (
-                "goes on from its last checkpoint"
-                if going_on
-                else "is begun anew, for it has no whole checkpoint of this recipe"
-            )
-            logger.warning("%s holds an unfinished run: it %s.", self.folder, how)
-            if not going_on:
+            if going_on:
+                logger.warning("%s holds an unfinished run: it goes on from its last checkpoint.", self.folder)
+            else:
+                why = "it has no whole checkpoint of this recipe"
+                logger.warning("%s holds an unfinished run: it is begun anew, for %s.", self.folder, why)
                 _remove_run(self.folder)
         if self.start(threads, children, resume=going_on):
             if threads is not None and not children.ended:
@@ -166,18 +164,11 @@ class Cell:
             return False
         legs = [self.folder, *self.folder.glob("stage-*")]
         whole = any((leg / STAGE_FILE).exists() or last_whole_checkpoint(leg) for leg in legs)
-        data, training = (begun.get(section) or {} for section in ("data", "training"))
-        readers = self.processes * max(1, training.get("dataloader_num_workers") or 0)
-        same = not data.get("streaming") or data.get("readers") == readers  # a stream goes on with as many only
-        return whole and same and self.is_own(begun)
+        return whole and self.is_own(begun)
 
     def is_own(self, recipe: Mapping[str, Any] | None) -> bool:
-        """Whether a run of it would have left this recipe, in which a stream's readers are counted."""
-        asked = self.read(self.recipe, [*self.overrides, f"training.output_dir={self.folder}"]).raw
-        data = dict((recipe or {}).get("data") or {})
-        if "readers" not in (asked.get("data") or {}):
-            data.pop("readers", None)
-        return recipe is not None and same_recipe({**recipe, "data": data}, asked)
+        """Whether it is what this run has, all changes included."""
+        return same_recipe(recipe, self.read(self.recipe, [*self.overrides, f"training.output_dir={self.folder}"]).raw)
 
     def start(self, threads: int | None, children: Children, resume: bool = False) -> int:
         """Run it, done before or not; its exit status."""

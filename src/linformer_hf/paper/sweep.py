@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..training.pretrain import places as readers_of
 from ..training.pretrain import read_recipe as read_pretrain
 from ..utils.figures import new_figure, plain_ticks, save_figure, shades
 from ..utils.files import write_text
@@ -111,7 +112,7 @@ class Sweep:
         changes = [*self.changes[name], f"training.seed={seed}"]
         if self.start:
             changes.append(f"model.checkpoint={self.beginning(name, seed).folder}")
-        return Cell("pretrain", read_pretrain, self.recipe, folder, changes, self.processes)
+        return self._run(self.recipe, folder, changes)
 
     def beginning(self, name: str, seed: int) -> Cell:
         """The run of `start` that a cell goes on from."""
@@ -119,7 +120,14 @@ class Sweep:
         n = read_pretrain(self.recipe, self.changes[name]).values("model")["max_position_embeddings"]
         folder = Path(self.output_dir) / START / f"n-{n}" / f"seed-{seed}"
         changes = [f"model.max_position_embeddings={n}", *FULL_ATTENTION, f"model.projected_length={n}"]
-        return Cell("pretrain", read_pretrain, self.start, folder, [*changes, f"training.seed={seed}"], self.processes)
+        return self._run(self.start, folder, [*changes, f"training.seed={seed}"])
+
+    def _run(self, recipe: str, folder: Path, changes: list[str]) -> Cell:
+        found = read_pretrain(recipe, changes)
+        data = found.values("data")
+        if data.get("streaming") and not data.get("readers"):  # which it would count, and write into its own recipe
+            changes = [*changes, f"data.readers={readers_of(found.values('training'), self.processes)}"]
+        return Cell("pretrain", read_pretrain, recipe, folder, changes, self.processes)
 
 
 SECTIONS = {"sweep": Sweep}

@@ -281,13 +281,14 @@ def tokens_of_a_step(args: TrainingArguments, length: int) -> int:
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
 
 
-def places(training: dict[str, Any]) -> int:
+def places(training: dict[str, Any], count: int | None = None) -> int:
     """How many read a stream, each of which must have a reader: processes, or their data loaders' workers.
 
     Args:
         training: the recipe's section, before TrainingArguments are made of it, for they open the processes' group.
+        count: of the processes; default: as many as a launcher has started, this one among them.
     """
-    return processes() * max(1, training.get("dataloader_num_workers") or 0)
+    return (count or processes()) * max(1, training.get("dataloader_num_workers") or 0)
 
 
 def streamed(rows: StreamedRows, masker: Masker, arguments: TrainingArguments, readers: int) -> MaskedStream:
